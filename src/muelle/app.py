@@ -1,0 +1,267 @@
+"""Composition root of `muelle serve`: builds the server from a ServeConfig and runs it.
+
+The only file that knows all the parts of the server. Not for deciding anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from muelle import __version__
+from muelle.config.sections import ServeConfig
+from muelle.core.errors import ArtifactError, ConfigError, ErrorCode, Internal, MuelleError
+from muelle.core.events import Draining, Listener, Listening
+from muelle.inference import InferenceService, error_encoder
+from muelle.management import Artifact, ManagementService
+from muelle.protocols.http import JSON, Answer
+from muelle.repository.layout import find_artifacts
+from muelle.runtimes.registry import Registry
+from muelle.telemetry.metrics import render
+from muelle.transport.asgi import App, AsgiHost
+from muelle.transport.ports import bind_or_explain
+from muelle.transport.server import HttpServer
+
+log = logging.getLogger("muelle")
+
+WARM_APP_AFTER_S = 0.5
+"""The API's imports take half a second of CPU: they wait until the first predictions are out."""
+
+_CODES = {
+    400: ErrorCode.BAD_REQUEST,
+    408: ErrorCode.REQUEST_TIMEOUT,
+    411: ErrorCode.LENGTH_REQUIRED,
+    413: ErrorCode.TOO_LARGE,
+    431: ErrorCode.HEADERS_TOO_LARGE,
+    503: ErrorCode.OVERLOADED,
+    505: ErrorCode.UNSUPPORTED,
+}
+
+
+class Refused(MuelleError):
+    """A request that transport refused before anyone read it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message, retry_after_s=1.0 if status == 503 else None)
+        self.code = _CODES.get(status, ErrorCode.BAD_REQUEST)
+
+
+def serve(config: ServeConfig, listener: Listener) -> int:
+    """Serve until a signal ends it. Return the exit status: 0 after a clean end, 1 otherwise.
+
+    Raise MuelleError (ArtifactError, ConfigError) when it cannot start; the text is for the user.
+    """
+    artifacts = plan(config)
+    sock = bind_or_explain(config.listen.host, config.listen.port)
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Server(config, artifacts, sock, listener).run())
+    finally:
+        sock.close()
+
+
+def plan(config: ServeConfig) -> list[Artifact]:
+    """Find what is to be served, and what of it must not be. Raise ArtifactError."""
+    registry = Registry()
+    if not config.models:
+        raise ConfigError("nothing to serve: name a model file or a folder, or try `muelle demo`")
+    if config.name is not None and len(config.models) != 1:
+        raise ConfigError("--name goes with one model; write NAME=PATH for several")
+    artifacts: list[Artifact] = []
+    for spec in config.models:
+        for found in find_artifacts(spec, name=config.name):
+            runtime, format_ = registry.find_format(found.path)
+            refused = ""
+            if format_.runs_code and not config.trust:
+                refused = (
+                    f"{found.path.name} is {format_.name}: loading it runs code from the file; "
+                    "if you trust where it comes from, add --trust"
+                )
+            else:
+                missing = registry.missing_libraries(runtime, format_)
+                if missing:
+                    refused = registry.missing_text(runtime, format_)
+            artifacts.append(
+                Artifact(
+                    model=found.model,
+                    version=str(found.version),
+                    path=found.path,
+                    runtime=runtime.name,
+                    format=format_.name,
+                    refused=refused,
+                )
+            )
+    _check_unique(artifacts)
+    return artifacts
+
+
+def _check_unique(artifacts: list[Artifact]) -> None:
+    seen: dict[tuple[str, str], Artifact] = {}
+    for artifact in artifacts:
+        key = (artifact.model, artifact.version)
+        if key in seen:
+            raise ConfigError(
+                f"{artifact.path.name} and {seen[key].path.name} would both be model "
+                f"{artifact.model!r} version {artifact.version}; give one a name: NAME=PATH"
+            )
+        seen[key] = artifact
+
+
+class Server:
+    """All parts of one running server."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        artifacts: list[Artifact],
+        sock: socket.socket,
+        listener: Listener,
+    ) -> None:
+        self._config = config
+        self._artifacts = artifacts
+        self._sock = sock
+        self._listener = listener
+        self._ended = asyncio.Event()
+        self._interrupts = 0
+
+    async def run(self) -> int:
+        """Load, listen, wait for a signal, drain."""
+        loop = asyncio.get_running_loop()
+        config = self._config
+        self.inference = InferenceService(body_limit_bytes=config.limits.body_bytes, loop=loop)
+        self.management = ManagementService(
+            config,
+            self.inference,
+            loop=loop,
+            listener=self._listener,
+            table_changed=self._table_changed,
+        )
+        self.asgi = AsgiHost(self._build_api, loop)
+        self.http = HttpServer(
+            config.limits,
+            asgi=self.asgi,
+            direct=self._direct(),
+            refusal=_refusal,
+            internal_error=_internal_error,
+            loop=loop,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        await self.http.start(self._sock)
+        loading = loop.create_task(self.management.load_all(self._artifacts))
+        ended = loop.create_task(self._ended.wait())
+        await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            failures = self.management.failures()
+            if failures:
+                await self._end(0.0)
+                raise ArtifactError("; ".join(f"{a.model}: {reason}" for a, reason in failures))
+            self._announce()
+            await ended
+        else:
+            loading.cancel()
+        self._listener(Draining(waiting=self.management.waiting()))
+        await self._end(config.drain_s)
+        return 0
+
+    async def _end(self, timeout_s: float) -> None:
+        self.management.draining = True
+        await self.http.drain(timeout_s)
+        await self.management.stop()
+
+    def _announce(self) -> None:
+        host, port = self._sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        # What was made so far lives as long as the server; collections need not walk it again.
+        gc.collect()
+        gc.freeze()
+        self._listener(Listening(url=f"http://{shown}:{port}", models=self.management.models()))
+        asyncio.get_running_loop().call_later(WARM_APP_AFTER_S, self.asgi.warm)
+
+    def _signalled(self, number: int) -> None:
+        """The first signal drains; SIGINT twice ends at once."""
+        self.management.draining = True
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                import os
+
+                os._exit(130)
+        self._ended.set()
+
+    def _table_changed(self) -> None:
+        self.http.set_hot(dict(self.inference.hot_paths()))
+
+    # --- what costs nothing is answered without the app ---
+
+    def _direct(self) -> dict[bytes, Callable[[], Answer]]:
+        def live() -> Answer:
+            return Answer(200, JSON, b'{"live":true}')
+
+        def ready() -> Answer:
+            ok, reason = self.management.ready()
+            return _ready_answer(ok, reason, 503)
+
+        def v2_ready() -> Answer:
+            ok, reason = self.management.ready()
+            return _ready_answer(ok, reason, 400)
+
+        return {
+            b"/live": live,
+            b"/ready": ready,
+            b"/v2/health/live": live,
+            b"/v2/health/ready": v2_ready,
+            b"/metrics": lambda: Answer(
+                200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics()
+            ),
+        }
+
+    def _metrics(self) -> bytes:
+        return render(self.management.models(), self.management.metrics(), __version__)
+
+    def _build_api(self) -> App:
+        from muelle.api.app import ApiDoors, build_app
+
+        management = self.management
+        return build_app(
+            ApiDoors(
+                models=management.models,
+                model=management.model,
+                live=management.live,
+                ready=management.ready,
+                metrics=self._metrics,
+                answer=self.inference.answer,
+                server_name="muelle",
+                server_version=__version__,
+            )
+        )
+
+
+def _ready_answer(ok: bool, reason: str, failing: int) -> Answer:
+    import msgspec
+
+    if ok:
+        return Answer(200, JSON, b'{"ready":true}')
+    body = msgspec.json.encode({"ready": False, "reason": reason})
+    return Answer(failing, JSON, body, ((b"retry-after", b"1"),))
+
+
+def _refusal(path: bytes, status: int, message: str, request_id: str) -> Answer:
+    encode = error_encoder(path.decode("latin-1"))
+    answer = encode(Refused(status, message), request_id)
+    answer.status = status
+    return answer
+
+
+def _internal_error(path: bytes, request_id: str) -> Answer:
+    return error_encoder(path.decode("latin-1"))(Internal("internal error"), request_id)
+
+

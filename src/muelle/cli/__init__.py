@@ -1,0 +1,1 @@
+"""The command `muelle`: one file per command, imported when it is used. Not the work itself."""

@@ -1,0 +1,1 @@
+"""Settings: frozen Structs, read once, passed down. Never global."""

@@ -1,0 +1,95 @@
+"""Every setting of `muelle serve`, with its type, range and default. Not where values come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: strict and immutable."""
+
+
+class ListenConfig(Section, frozen=True):
+    """Where the server listens. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+
+
+class LimitsConfig(Section, frozen=True):
+    """The one table of limits on what a client may send and how slowly."""
+
+    header_bytes: PositiveInt = 16 * 1024
+    header_line_bytes: PositiveInt = 8 * 1024
+    header_count: PositiveInt = 100
+    header_s: Seconds = 10.0
+    """From connect, or from the first byte of a request, to the end of its headers."""
+    idle_s: Seconds = 75.0
+    """A kept connection without a request."""
+    body_bytes: PositiveInt = 64 * 1024 * 1024
+    body_s: Seconds = 60.0
+    body_rate_bytes_per_s: PositiveInt = 1024
+    """Least mean rate of a body once it has taken body_grace_s."""
+    body_grace_s: Seconds = 5.0
+    chunks: PositiveInt = 65_536
+    write_stall_s: Seconds = 30.0
+    json_depth: Annotated[int, Meta(ge=4, le=512)] = 64
+    output_bytes: PositiveInt = 1024 * 1024 * 1024
+    """Largest output memory that one batch may ask for."""
+    connections: PositiveInt = 10_000
+
+
+class BatchingConfig(Section, frozen=True):
+    """How one model's requests are grouped. Sizes in rows, except max_queue (requests)."""
+
+    max_batch_size: PositiveInt = 32
+    max_delay_ms: Annotated[float, Meta(ge=0)] = 0.0
+    max_queue: PositiveInt = 1_000
+    max_queue_bytes: PositiveInt = 512 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size == 1 and self.max_delay_ms > 0:
+            raise ValueError("max_delay_ms has no effect while max_batch_size is 1")
+
+
+class WorkersConfig(Section, frozen=True):
+    """The processes of one model version."""
+
+    workers: PositiveInt = 1
+    threads: PositiveInt = 1
+    """Threads that one batch may use inside the model's library."""
+    isolation: Literal["process", "none"] = "process"
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+    """Private memory of one worker, 0 for no limit."""
+    load_timeout_s: Seconds = 600.0
+    run_limit_s: Annotated[float, Meta(ge=0)] = 0.0
+    """How long one batch may compute before its worker counts as hung and is replaced. 0 takes a
+    third of the request timeout, so that a batch that hung once can run again in time."""
+
+
+class ServeConfig(Section, frozen=True):
+    """Everything `muelle serve` needs to know."""
+
+    models: tuple[str, ...] = ()
+    """`PATH` or `NAME=PATH`; a folder is a repository `<model>/<version>/<artifact>`."""
+    name: str | None = None
+    """The model's name, when one file is served."""
+    timeout_s: Seconds = 30.0
+    """A request's deadline, unless the caller sets a shorter one."""
+    trust: bool = False
+    """Load formats that run code when loaded (pickle, joblib, Python files)."""
+    drain_s: Seconds = 25.0
+    """How long accepted work may take after SIGTERM."""
+    json_nan: Literal["error", "null", "string"] = "error"
+    """What JSON answers do with NaN and infinity, for which JSON has no token."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    listen: ListenConfig = ListenConfig()
+    limits: LimitsConfig = LimitsConfig()
+    batching: BatchingConfig = BatchingConfig()
+    worker: WorkersConfig = WorkersConfig()

@@ -1,0 +1,1 @@
+"""The vocabulary of Muelle: tensors, signatures, requests, errors. Imports nothing else of ours."""

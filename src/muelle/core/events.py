@@ -1,0 +1,64 @@
+"""What happens in a server's life, told to whoever listens (terminal, log). Nothing waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from muelle.core.status import ModelStatus
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all events."""
+
+
+class VersionLoading(Event, tag=True):
+    """A version's worker starts to load it."""
+
+    model: str
+    version: str
+    artifact: str
+    """Path as the user gave it: for the terminal and the log, never for a caller."""
+
+
+class VersionReady(Event, tag=True):
+    """A version can answer."""
+
+    model: str
+    version: str
+    seconds: float
+
+
+class VersionFailed(Event, tag=True):
+    """A version will not answer."""
+
+    model: str
+    version: str
+    reason: str
+
+
+class WorkerDied(Event, tag=True):
+    """A worker ended unasked; it is restarted after `restart_in_s` (None: quarantined)."""
+
+    model: str
+    version: str
+    worker: int
+    reason: str
+    restart_in_s: float | None
+
+
+class Listening(Event, tag=True):
+    """The server accepts connections; every model has been loaded or has failed."""
+
+    url: str
+    models: tuple[ModelStatus, ...]
+
+
+class Draining(Event, tag=True):
+    """A signal asked the server to end; `waiting` requests are still to be answered."""
+
+    waiting: int
+
+
+Listener = Callable[[Event], None]

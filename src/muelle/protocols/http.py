@@ -1,0 +1,61 @@
+"""An HTTP request and its answer as values, for codecs and both ways of transport alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Headers = Mapping[bytes, bytes]
+"""Header names in lower case. Repeated headers are joined by `, ` before they come here."""
+
+
+class HttpRequest:
+    """One whole request. `path` is percent-decoded, `query` is the raw text after `?`."""
+
+    __slots__ = ("body", "headers", "method", "path", "query", "request_id")
+
+    def __init__(
+        self,
+        method: bytes,
+        path: str,
+        query: bytes,
+        headers: Headers,
+        body: bytes,
+        request_id: str = "",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
+        self.request_id = request_id
+
+
+class Answer:
+    """One whole answer. `content_type` and `body` always, `headers` for what is special to it.
+
+    `head_lines` are header lines that were rendered before (`b"a: b\r\n"`): the hot way's headers
+    are the same in every answer of a model version.
+    """
+
+    __slots__ = ("body", "content_type", "head_lines", "headers", "status")
+
+    def __init__(
+        self,
+        status: int,
+        content_type: bytes,
+        body: bytes,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.body = body
+        self.headers = headers
+        self.head_lines = b""
+
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return every header but those of the body, as pairs."""
+        lines = (line.partition(b": ") for line in self.head_lines.split(b"\r\n") if line)
+        return [*self.headers, *((name, value) for name, _, value in lines)]
+
+
+JSON = b"application/json"

@@ -1,0 +1,42 @@
+"""One total table per protocol: error code -> HTTP status. A new code fails the test until it has a row."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from muelle.core.errors import ErrorCode as E
+
+HTTP_STATUS: MappingProxyType[E, int] = MappingProxyType(
+    {
+        E.BAD_REQUEST: 400,
+        E.UNPROCESSABLE: 422,
+        E.MODEL_NOT_FOUND: 404,
+        E.VERSION_NOT_FOUND: 404,
+        E.ROUTE_NOT_FOUND: 404,
+        E.METHOD_NOT_ALLOWED: 405,
+        E.REQUEST_TIMEOUT: 408,
+        E.LENGTH_REQUIRED: 411,
+        E.TOO_LARGE: 413,
+        E.UNSUPPORTED_MEDIA: 415,
+        E.HEADERS_TOO_LARGE: 431,
+        E.NOT_ACCEPTABLE: 406,
+        E.OVERLOADED: 503,
+        E.UNAVAILABLE: 503,
+        E.DEADLINE: 504,
+        E.CANCELLED: 499,
+        E.MODEL_FAILED: 500,
+        E.UNSUPPORTED: 501,
+        E.INTERNAL: 500,
+    }
+)
+"""The native protocol."""
+
+V2_STATUS: MappingProxyType[E, int] = MappingProxyType(
+    {
+        **HTTP_STATUS,
+        # Triton answers 400 to a model that is in no repository, and 400 to a body it cannot use.
+        E.MODEL_NOT_FOUND: 400,
+        E.UNPROCESSABLE: 400,
+    }
+)
+"""Open Inference Protocol v2 as Triton speaks it (spec page, section 21)."""

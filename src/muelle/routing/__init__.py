@@ -1,0 +1,1 @@
+"""An immutable snapshot of which version answers a request. No I/O."""

@@ -1,0 +1,1 @@
+"""Deciders that group requests into batches. No await, no clock, no I/O."""

@@ -1,0 +1,1 @@
+"""Metrics and logs. They receive what happened; nothing waits for them."""

@@ -1,0 +1,1 @@
+"""Lanes: connections in, answers out. They know HTTP, not models."""

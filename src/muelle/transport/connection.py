@@ -1,0 +1,458 @@
+"""One HTTP/1.1 connection: bytes in, whole requests out, answers back in order.
+
+The same code gathers requests for both ways (hot endpoints and the ASGI app), so that every limit
+holds on both alike. Not for what a request means: `Site` decides who answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Protocol, cast
+from urllib.parse import unquote
+
+from muelle.config.sections import LimitsConfig
+from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.transport.chunks import ChunkDecoder, ChunkError
+from muelle.transport.heads import END, Head, HeadError, HeadReader
+
+STATUS_LINES = MappingProxyType(
+    {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LINGER_S = 2.0
+MAX_PENDING_BYTES = 256 * 1024
+
+Reply = Callable[[Answer], None]
+Cancel = Callable[[], None]
+
+
+class Endpoint(Protocol):
+    """Something that answers a hot path."""
+
+    head_lines: bytes
+    """Header lines of its own, in every answer."""
+    hot_head: bytes
+    """The head of a plain answer with `%d` for its length and `%x` for its number; see `refresh`."""
+
+    def refresh(self, make_head: Callable[[bytes, bytes], bytes]) -> None:
+        """Make `hot_head` anew (the date moved): `make_head(content type, own header lines)`."""
+
+    def take(self, connection: HttpConnection, body: bytes) -> Cancel | None | bool:
+        """Start to answer a plain body by `connection.reply_plain`, the hottest way.
+
+        Return False when the body is not plain: then `begin` is asked.
+        """
+
+    def begin(self, request: HttpRequest, done: Reply) -> Cancel | None:
+        """Start to answer; `done` is called once (perhaps before this returns). Never raises.
+
+        The returned function, if any, is called when the client leaves first.
+        """
+
+
+class Site(Protocol):
+    """What a connection needs to know of the server it belongs to."""
+
+    limits: LimitsConfig
+    heads: HeadReader
+    hot: dict[bytes, Endpoint]
+    draining: bool
+    date_line: bytes
+
+    def begin(self, request: HttpRequest, raw_path: bytes, done: Reply) -> Cancel | None:
+        """Answer a request that is not hot."""
+
+    def refusal(self, path: bytes, status: int, message: str, request_id: str) -> Answer:
+        """Return the answer to a request that transport itself refuses."""
+
+    def next_number(self) -> int:
+        """Return the next request's number."""
+
+    def request_id(self, number: int) -> str:
+        """Return the id of a request by its number."""
+
+    def opened(self, connection: HttpConnection) -> bool:
+        """Count a connection in. False: there are too many."""
+
+    def closed(self, connection: HttpConnection) -> None:
+        """Count it out."""
+
+
+class State(enum.IntEnum):
+    """What a connection does now."""
+
+    IDLE = 0
+    HEAD = 1
+    BODY = 2
+    BUSY = 3
+    LINGER = 4
+    CLOSED = 5
+
+
+IDLE, HEAD, BUSY = State.IDLE, State.HEAD, State.BUSY
+
+
+class HttpConnection(asyncio.Protocol):
+    """Owned by its transport; used on the event loop's thread only."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_cancel",
+        "_chunks",
+        "_head",
+        "_hot_block",
+        "_hot_endpoint",
+        "_hot_head",
+        "_hot_size",
+        "_hot_table",
+        "_loop",
+        "_number",
+        "_pending",
+        "_reading",
+        "_request_id",
+        "_site",
+        "_transport",
+        "since",
+        "stalled_since",
+        "state",
+    )
+
+    def __init__(self, site: Site, loop: asyncio.AbstractEventLoop) -> None:
+        self._site = site
+        self._loop = loop
+        self._hot_size = -1
+        self._hot_block = b""
+        self._hot_head: Head | None = None
+        self._hot_endpoint: Endpoint | None = None
+        self._hot_table: dict[bytes, Endpoint] | None = None
+        self._number = 0
+        self._transport: asyncio.Transport | None = None
+        self._pending = b""
+        self._head: Head | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._chunks: ChunkDecoder | None = None
+        self._cancel: Cancel | None = None
+        self._reading = True
+        self._request_id = ""
+        self.state = State.IDLE
+        self.since = loop.time()
+        """When the present state began: for the sweeper."""
+        self.stalled_since: float | None = None
+        """Since when the client does not read what we write."""
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected. It must send a whole head within the limit."""
+        # uvloop's transports have the interface without the base class.
+        self._transport = cast(asyncio.Transport, transport)
+        self.state = State.HEAD
+        if not self._site.opened(self):
+            self._refuse(b"", 503, "too many connections; retry later")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left: what it asked for is dropped before it runs."""
+        self.state = State.CLOSED
+        self._transport = None
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            cancel()
+        self._site.closed(self)
+
+    def eof_received(self) -> bool:
+        """The client left. (A client that only stops sending cannot be told from one that left;
+        the commoner case wins, so that its work is dropped before it runs.)"""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not read; the sweeper ends this after a while."""
+        self.stalled_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self.stalled_since = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes. The first lines are the hot way: the same head as before, a whole body."""
+        if (
+            len(data) == self._hot_size
+            and self.state <= HEAD
+            and not self._pending
+            and self._hot_table is self._site.hot
+            and data.startswith(self._hot_block)
+        ):
+            self._head = self._hot_head
+            self._take(self._hot_endpoint, data[len(self._hot_block) :])
+            return
+        self._feed(data)
+
+    def _take(self, endpoint: Endpoint | None, body: bytes) -> None:
+        assert endpoint is not None
+        self.state = BUSY
+        cancel = endpoint.take(self, body)
+        if cancel is False:
+            assert self._head is not None
+            self._dispatch(self._head, body)
+        elif self.state is BUSY:
+            self._cancel = cancel  # type: ignore[assignment]  # False went the other way
+
+    # --- reading ---
+
+    def _feed(self, data: bytes) -> None:
+        state = self.state
+        if state is State.BODY:
+            self._feed_body(data)
+        elif state <= State.HEAD:
+            self._feed_head(data)
+        elif state is State.BUSY:
+            self._pending += data
+            if len(self._pending) > MAX_PENDING_BYTES and self._transport is not None:
+                # Pipelining is allowed, but not without end.
+                self._transport.pause_reading()
+                self._reading = False
+
+    def _feed_head(self, data: bytes) -> None:
+        if self.state is State.IDLE:
+            self.state = State.HEAD
+            self.since = self._loop.time()
+        block = self._pending + data if self._pending else data
+        if block.startswith(b"\r\n"):
+            block = block[2:]  # RFC 9112 2.2: one empty line before a request is ignored.
+        end = block.find(END)
+        try:
+            if end < 0:
+                self._site.heads.check_partial(len(block))
+                self._pending = block
+                return
+            self._pending = b""
+            head = self._site.heads.read(block[: end + 4])
+        except HeadError as exc:
+            self._refuse(_path_of(block), exc.status, exc.message)
+            return
+        if head.plain:
+            endpoint = self._site.hot.get(head.path)
+            if endpoint is not None:
+                self._hot_table = self._site.hot
+                self._hot_endpoint = endpoint
+                self._hot_block = block[: end + 4]
+                self._hot_head = head
+                self._hot_size = end + 4 + head.content_length
+        self._begin_body(head, block[end + 4 :])
+
+    def _begin_body(self, head: Head, rest: bytes) -> None:
+        limits = self._site.limits
+        if head.content_length > limits.body_bytes:
+            self._refuse(
+                head.path,
+                413,
+                f"the body has {head.content_length} bytes, the limit is {limits.body_bytes}",
+            )
+            return
+        self._head = head
+        self._body = []
+        self._body_bytes = 0
+        self._chunks = ChunkDecoder(limits.body_bytes, limits.chunks) if head.chunked else None
+        if not head.chunked and len(rest) >= head.content_length:
+            self._pending = rest[head.content_length :]
+            self._dispatch(head, rest[: head.content_length])
+            return
+        self.state = State.BODY
+        self.since = self._loop.time()
+        if head.expect_continue and self._transport is not None:
+            self._transport.write(CONTINUE)
+        if rest:
+            self._feed_body(rest)
+
+    def _feed_body(self, data: bytes) -> None:
+        head = self._head
+        assert head is not None
+        self._body_bytes += len(data)
+        if self._chunks is not None:
+            try:
+                self._chunks.feed(data)
+            except ChunkError as exc:
+                self._refuse(head.path, exc.status, str(exc))
+                return
+            if self._chunks.done:
+                self._pending = self._chunks.rest
+                body = bytes(self._chunks.body)
+                self._chunks = None
+                self._dispatch(head, body)
+            return
+        self._body.append(data)
+        if self._body_bytes >= head.content_length:
+            whole = b"".join(self._body)
+            self._body = []
+            self._pending = whole[head.content_length :]
+            if self._pending:
+                whole = whole[: head.content_length]
+            self._dispatch(head, whole)
+
+    # --- answering ---
+
+    def _dispatch(self, head: Head, body: bytes) -> None:
+        """Find who answers a whole request, and begin."""
+        self.state = BUSY
+        self._head = head
+        site = self._site
+        number = self._number = site.next_number()
+        request_id = self._request_id = head.request_id or site.request_id(number)
+        endpoint = site.hot.get(head.path) if head.is_prediction else None
+        if endpoint is not None:
+            request = HttpRequest(head.method, "", head.query, head.headers, body, request_id)
+            cancel = endpoint.begin(request, self.reply)
+        else:
+            path = unquote(head.path.decode("latin-1"), errors="replace")
+            request = HttpRequest(head.method, path, head.query, head.headers, body, request_id)
+            cancel = site.begin(request, head.path, self.reply)
+        if self.state is BUSY and self._number == number:
+            self._cancel = cancel
+
+    def take_request_id(self) -> str:
+        """Give the request under way an id, for an answer that is not plain."""
+        self._request_id = self._site.request_id(self._site.next_number())
+        return self._request_id
+
+    def reply_plain(self, endpoint: Endpoint, body: bytes, now: float) -> None:
+        """Write a plain answer of a hot endpoint: status 200, JSON, nothing special."""
+        transport = self._transport
+        if transport is None or self.state is not BUSY:
+            return
+        site = self._site
+        if site.draining:
+            self._request_id = site.request_id(site.next_number())
+            answer = Answer(200, JSON, body)
+            answer.head_lines = endpoint.head_lines
+            self.reply(answer)
+            return
+        self._cancel = None
+        transport.write(endpoint.hot_head % (len(body), site.next_number()) + body)
+        self.state = IDLE
+        self.since = now
+        if self._pending:
+            self._loop.call_soon(self._go_on)
+
+    def reply(self, answer: Answer) -> None:
+        transport, head = self._transport, self._head
+        if transport is None or head is None or self.state is not State.BUSY:
+            return
+        self._cancel = None
+        keep = head.keep_alive and not self._site.draining
+        transport.write(
+            self._render(answer, keep=keep, with_body=head.method != b"HEAD")
+        )
+        self._head = None
+        if not keep:
+            self._linger()
+            return
+        self.state = State.IDLE
+        self.since = self._loop.time()
+        if self._pending:
+            self._loop.call_soon(self._go_on)
+
+    def _render(self, answer: Answer, *, keep: bool, with_body: bool) -> bytes:
+        body = answer.body
+        parts = [
+            STATUS_LINES.get(answer.status) or b"HTTP/1.1 %d Unknown\r\n" % answer.status,
+            b"content-type: ",
+            answer.content_type,
+            b"\r\ncontent-length: %d\r\nx-request-id: %s\r\n"
+            % (len(body), self._request_id.encode()),
+            self._site.date_line,
+            answer.head_lines,
+        ]
+        for name, value in answer.headers:
+            parts.append(b"%s: %s\r\n" % (name, value))
+        parts.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
+        if with_body:
+            parts.append(body)
+        return b"".join(parts)
+
+    def _go_on(self) -> None:
+        """Take what was pipelined behind the request that has just been answered."""
+        if self.state is not State.IDLE:
+            return
+        data, self._pending = self._pending, b""
+        if not self._reading and self._transport is not None:
+            self._transport.resume_reading()
+            self._reading = True
+        if data:
+            self._feed(data)
+
+    def _refuse(self, path: bytes, status: int, message: str) -> None:
+        """Answer with an error of transport's own, and close: framing can no longer be trusted."""
+        if self._transport is None or self.state >= State.LINGER:
+            return
+        self._request_id = self._site.request_id(self._site.next_number())
+        answer = self._site.refusal(path, status, message, self._request_id)
+        self._transport.write(self._render(answer, keep=False, with_body=True))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close after the client had time to read: closing at once could reset unread bytes away."""
+        self.state = State.LINGER
+        self.since = self._loop.time()
+        self._pending = b""
+        self._body = []
+        self._chunks = None
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._reading:
+            transport.resume_reading()
+            self._reading = True
+        try:
+            transport.write_eof()
+        except (OSError, NotImplementedError, RuntimeError):
+            transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- time ---
+
+    def sweep(self, now: float) -> None:
+        """End what takes too long. Called every fraction of a second, never on the hot way."""
+        limits, age = self._site.limits, now - self.since
+        transport = self._transport
+        if transport is None:
+            return
+        if self.stalled_since is not None and now - self.stalled_since > limits.write_stall_s:
+            transport.abort()
+            return
+        match self.state:
+            case State.HEAD:
+                if age > limits.header_s:
+                    if self._pending:
+                        self._refuse(b"", 408, f"no whole head within {limits.header_s:g} s")
+                    else:
+                        transport.close()
+            case State.IDLE:
+                if age > limits.idle_s or (self._site.draining and age > 0.2):
+                    transport.close()
+            case State.BODY:
+                slow = age > limits.body_grace_s and (
+                    self._body_bytes < limits.body_rate_bytes_per_s * age
+                )
+                if slow or age > limits.body_s:
+                    path = self._head.path if self._head else b""
+                    self._refuse(path, 408, "the body came too slowly")
+            case State.LINGER:
+                if age > LINGER_S:
+                    transport.abort()
+            case _:
+                pass
+
+
+def _path_of(block: bytes) -> bytes:
+    """Return the path of a head that could not be parsed, as far as it can be seen."""
+    words = block[:256].split(b" ", 2)
+    return words[1] if len(words) > 1 else b""

@@ -1,0 +1,158 @@
+"""The listener and its connections: accept, sweep, drain. Not for what a request means."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+from muelle.config.sections import LimitsConfig
+from muelle.protocols.http import Answer, HttpRequest
+from muelle.transport.asgi import AsgiHost
+from muelle.transport.connection import Cancel, Endpoint, HttpConnection, Reply, State
+from muelle.transport.heads import HeadReader
+
+SWEEP_S = 0.25
+BACKLOG = 2048
+
+Direct = Callable[[], Answer]
+Refusal = Callable[[bytes, int, str, str], Answer]
+
+
+class HttpServer:
+    """One port. Implements `connection.Site`; used on the event loop's thread only."""
+
+    def __init__(
+        self,
+        limits: LimitsConfig,
+        *,
+        asgi: AsgiHost,
+        direct: dict[bytes, Direct],
+        refusal: Refusal,
+        internal_error: Callable[[bytes, str], Answer],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.limits = limits
+        self.heads = HeadReader(limits)
+        self.hot: dict[bytes, Endpoint] = {}
+        self.draining = False
+        self.date_line = b""
+        self.refusal = refusal
+        self._asgi = asgi
+        self._direct = direct
+        self._internal_error = internal_error
+        self._loop = loop
+        self._connections: set[HttpConnection] = set()
+        self._server: asyncio.AbstractServer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._id_prefix = secrets.token_hex(4)
+        self._id_count = 0
+
+    # --- life ---
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept on a bound socket."""
+        self._server = await self._loop.create_server(
+            lambda: HttpConnection(self, self._loop), sock=sock, backlog=BACKLOG
+        )
+        self._sweep()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Accept no more, answer what was accepted, close every connection."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        deadline = self._loop.time() + timeout_s
+        while self._connections and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+            if not any(c.state in (State.BUSY, State.BODY, State.LINGER) for c in self._connections):
+                now = self._loop.time()
+                for connection in list(self._connections):
+                    connection.sweep(now)
+                if all(c.state is State.HEAD for c in self._connections):
+                    break  # Connected, never asked anything.
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+
+    # --- connection.Site ---
+
+    def begin(self, request: HttpRequest, raw_path: bytes, done: Reply) -> Cancel | None:
+        """Answer a request that is not hot: directly when that costs nothing, else by the app."""
+        if request.method in (b"GET", b"HEAD"):
+            direct = self._direct.get(raw_path)
+            if direct is not None:
+                done(direct())
+                return None
+        return self._asgi.begin(
+            request,
+            raw_path,
+            done,
+            lambda exc: self._internal_error(raw_path, request.request_id),
+        )
+
+    def next_number(self) -> int:
+        """Return the next request's number."""
+        self._id_count += 1
+        return self._id_count
+
+    def request_id(self, number: int) -> str:
+        """Return a request id: unique over this server's life, and unlike another server's."""
+        return f"{self._id_prefix}-{number:x}"
+
+    def set_hot(self, hot: dict[bytes, Endpoint]) -> None:
+        """Swap the table of hot paths. Connections notice with their next request."""
+        self.hot = hot
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for endpoint in set(self.hot.values()):
+            endpoint.refresh(self._hot_head)
+
+    def _hot_head(self, content_type: bytes, lines: bytes) -> bytes:
+        """Return the head of a plain answer, to be completed with length and request number."""
+        fixed = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n" % content_type
+        numbers = b"content-length: %%d\r\nx-request-id: %s-%%x\r\n" % self._id_prefix.encode()
+        return fixed + numbers + (self.date_line + lines).replace(b"%", b"%%") + b"\r\n"
+
+    def opened(self, connection: HttpConnection) -> bool:
+        """Count a connection in. False: there are too many."""
+        self._connections.add(connection)
+        return len(self._connections) <= self.limits.connections
+
+    def closed(self, connection: HttpConnection) -> None:
+        """Count it out."""
+        self._connections.discard(connection)
+
+    @property
+    def n_connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    # --- below ---
+
+    def _sweep(self) -> None:
+        self.date_line = b"date: %s\r\n" % formatdate(time.time(), usegmt=True).encode()
+        self._refresh()
+        now = self._loop.time()
+        for connection in list(self._connections):
+            connection.sweep(now)
+        self._timer = self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket. Raise OSError as the system gives it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

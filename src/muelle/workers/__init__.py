@@ -1,0 +1,1 @@
+"""Worker processes: one loaded model each, reached over shared memory and a socket pair."""
