@@ -11,7 +11,6 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from muelle import __version__
 from muelle.config.sections import ServeConfig
@@ -20,8 +19,8 @@ from muelle.core.events import Draining, Listener, Listening
 from muelle.inference import InferenceService, error_encoder
 from muelle.management import Artifact, ManagementService
 from muelle.protocols.http import JSON, Answer
-from muelle.repository.layout import find_artifacts
-from muelle.runtimes.registry import Registry
+from muelle.repository.layout import list_artifacts, split_spec
+from muelle.runtimes.registry import Registry, missing_libraries, missing_message
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
 from muelle.transport.ports import bind_or_explain
@@ -72,46 +71,42 @@ def plan(config: ServeConfig) -> list[Artifact]:
     registry = Registry()
     if not config.models:
         raise ConfigError("nothing to serve: name a model file or a folder, or try `muelle demo`")
-    if config.name is not None and len(config.models) != 1:
-        raise ConfigError("--name goes with one model; write NAME=PATH for several")
-    artifacts: list[Artifact] = []
-    for spec in config.models:
-        for found in find_artifacts(spec, name=config.name):
-            runtime, format_ = registry.find_format(found.path)
-            refused = ""
-            if format_.runs_code and not config.trust:
-                refused = (
-                    f"{found.path.name} is {format_.name}: loading it runs code from the file; "
-                    "if you trust where it comes from, add --trust"
-                )
-            else:
-                missing = registry.missing_libraries(runtime, format_)
-                if missing:
-                    refused = registry.missing_text(runtime, format_)
-            artifacts.append(
-                Artifact(
-                    model=found.model,
-                    version=str(found.version),
-                    path=found.path,
-                    runtime=runtime.name,
-                    format=format_.name,
-                    refused=refused,
-                )
+    listing = list_artifacts(_named(config))
+    for problem in listing.problems:
+        log.warning("%s", problem)
+    artifacts = []
+    for found in listing.artifacts:
+        runtime, format_ = registry.find_format(found.path)
+        refused = ""
+        missing = missing_libraries(runtime, format_)
+        if format_.runs_code and not config.trust:
+            refused = (
+                f"{found.path.name} is {format_.name}: loading it runs code from the file; "
+                "if you trust where it comes from, add --trust"
             )
-    _check_unique(artifacts)
+        elif missing:
+            refused = missing_message(runtime, format_, missing)
+        artifacts.append(
+            Artifact(
+                model=found.model,
+                version=str(found.version),
+                path=found.path.absolute(),
+                runtime=runtime.name,
+                format=format_.name,
+                refused=refused,
+            )
+        )
     return artifacts
 
 
-def _check_unique(artifacts: list[Artifact]) -> None:
-    seen: dict[tuple[str, str], Artifact] = {}
-    for artifact in artifacts:
-        key = (artifact.model, artifact.version)
-        if key in seen:
-            raise ConfigError(
-                f"{artifact.path.name} and {seen[key].path.name} would both be model "
-                f"{artifact.model!r} version {artifact.version}; give one a name: NAME=PATH"
-            )
-        seen[key] = artifact
+def _named(config: ServeConfig) -> tuple[str, ...]:
+    """Give the one model the name that --name asks for."""
+    if config.name is None:
+        return config.models
+    if len(config.models) != 1:
+        raise ConfigError("--name goes with one model; write NAME=PATH for several")
+    _, path = split_spec(config.models[0])
+    return (f"{config.name}={path}",)
 
 
 class Server:
@@ -263,5 +258,3 @@ def _refusal(path: bytes, status: int, message: str, request_id: str) -> Answer:
 
 def _internal_error(path: bytes, request_id: str) -> Answer:
     return error_encoder(path.decode("latin-1"))(Internal("internal error"), request_id)
-
-

@@ -24,8 +24,8 @@ from muelle.core.errors import (
     UnsupportedMedia,
 )
 from muelle.core.request import BatchOutput, InferRequest, InferResponse
-from muelle.protocols import native, v2
 from muelle.core.signature import row_bytes
+from muelle.protocols import native, v2
 from muelle.protocols.http import JSON, Answer, HttpRequest
 from muelle.routing.table import RouteTable
 from muelle.scheduling.jobs import RUNNING, SETTLED, WAITING, Job
@@ -188,7 +188,7 @@ class PredictEndpoint:
         """Make the head of plain answers anew: the date moved."""
         self.hot_head = make_head(JSON, self.head_lines)
 
-    def take(self, connection: HttpConnection, body: bytes) -> HotJob | None | bool:
+    def take(self, connection: HttpConnection, body: bytes) -> HotJob | bool | None:
         """Queue a plain one-row request. False: not plain, or not possible now; ask `begin`."""
         read = self._read
         if read is None:
@@ -398,7 +398,8 @@ class InferenceService:
             return request.body
         if encoding not in (b"gzip", b"deflate"):
             raise UnsupportedMedia(
-                f"content encoding {encoding[:40].decode('latin-1')!r}; known: gzip, deflate, identity"
+                f"content encoding {encoding[:40].decode('latin-1')!r}; "
+                "known: gzip, deflate, identity"
             )
         inflater = zlib.decompressobj(31 if encoding == b"gzip" else 15)
         limit = self._body_limit_bytes

@@ -7,6 +7,7 @@ predictions.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from muelle.inference import (
 from muelle.protocols.native import NativeCodec
 from muelle.protocols.v2 import V2Codec
 from muelle.protocols.v2_plain import V2Plain
-from muelle.repository.digest import digest_of
+from muelle.repository.digest import digest_artifact
 from muelle.routing.table import ModelRoute, RouteTable, default_version
 from muelle.telemetry.metrics import VersionMetrics
 from muelle.workers.pool import PoolSpec, WorkerPool
@@ -113,15 +114,13 @@ class ManagementService:
             version.endpoints = self._endpoints(version, pool.signature)
         self._swap()
         if not artifact.refused:
-            future = asyncio.ensure_future(
-                self._loop.run_in_executor(None, self._hash, version)
-            )
+            future = asyncio.ensure_future(self._loop.run_in_executor(None, self._hash, version))
             self._digests.add(future)
             future.add_done_callback(self._digests.discard)
 
     def _hash(self, version: _Version) -> None:
         try:
-            version.digest = digest_of(version.artifact.path)
+            version.digest = digest_artifact(version.artifact.path)
         except (OSError, MuelleError):
             version.digest = ""  # The file went away; its workers have it in memory.
 
@@ -148,9 +147,7 @@ class ManagementService:
             output_limit_bytes=config.limits.output_bytes,
         )
 
-    def _endpoints(
-        self, version: _Version, signature: Signature
-    ) -> Mapping[str, PredictEndpoint]:
+    def _endpoints(self, version: _Version, signature: Signature) -> Mapping[str, PredictEndpoint]:
         config, artifact = self._config, version.artifact
         common: dict[str, Any] = {
             "json_nan": config.json_nan,
@@ -168,7 +165,7 @@ class ManagementService:
         return MappingProxyType(
             {
                 codec.protocol: PredictEndpoint(
-                    codec, plain, version.pool, version.metrics, self._loop.time
+                    codec, plain, version.pool, version.metrics, time.monotonic
                 )
                 for codec, plain in codecs
             }

@@ -91,8 +91,8 @@ def rich_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> object:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in head:
-        table.add_column(title, overflow="fold")
+    for i, title in enumerate(head):
+        table.add_column(title, overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -41,7 +41,7 @@ def command(texts: Texts) -> click.Command:
 def run(cli: Cli, file: Path, trust: bool, threads: int, as_json: bool) -> int:
     """Print what the file is; exit code 1 when it is broken or of no known format."""
     from muelle.core.errors import ArtifactError
-    from muelle.repository.digest import digest_of
+    from muelle.repository.digest import digest_artifact
     from muelle.runtimes.registry import find_format, install_command, missing_libraries
 
     if not file.exists():
@@ -49,7 +49,7 @@ def run(cli: Cli, file: Path, trust: bool, threads: int, as_json: bool) -> int:
     runtime, form = find_format(file)
     missing = missing_libraries(runtime, form)
     with cli.progress(cli.texts("inspect.hashing")) as progress:
-        digest = digest_of(file, progress)
+        digest = digest_artifact(file, progress)
     loaded, reason = None, _reason_not_to_load(cli, form, missing, trust)
     failure = ""
     if not reason:
@@ -71,7 +71,7 @@ def run(cli: Cli, file: Path, trust: bool, threads: int, as_json: bool) -> int:
     }
     (_show_json if as_json else _show_text)(cli, facts, loaded)
     if failure:
-        raise ArtifactError(f"{file}: {failure}")
+        raise ArtifactError(failure)
     return 0
 
 
@@ -111,9 +111,11 @@ def _show_text(cli: Cli, facts: dict[str, Any], loaded: Loaded | None) -> None:
     texts = cli.texts
     file = shlex.quote(facts["path"])
     trust = " --trust" if facts["runs_code"] else ""
+    info = dict(loaded.info) if loaded else {}
+    library = info.pop("runtime", "")
     rows = [
         (texts("inspect.format"), facts["format"]),
-        (texts("inspect.runtime"), facts["runtime"]),
+        (texts("inspect.runtime"), facts["runtime"] + (f" ({library})" if library else "")),
         (texts("inspect.size"), readable_size(facts["size_bytes"])),
         (texts("inspect.digest"), facts["digest"]),
         (texts("inspect.runs_code"), texts("inspect.yes" if trust else "inspect.no")),
@@ -126,7 +128,7 @@ def _show_text(cli: Cli, facts: dict[str, Any], loaded: Loaded | None) -> None:
         if trust:
             rows.append((texts("inspect.to_load"), f"muelle inspect --trust {file}"))
     if loaded is not None:
-        rows += [(key, _text_of(value)) for key, value in loaded.info.items()]
+        rows += [(key, _text_of(value)) for key, value in info.items() if value]
         rows.append((texts("inspect.to_serve"), f"muelle serve{trust} {file}"))
     for line in _pairs(rows):
         cli.show(line)
@@ -144,8 +146,10 @@ def _pairs(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def _text_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_text_of(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_text_of, value))
     return str(value)
 
 

@@ -7,7 +7,6 @@ journal stays readable. All of it on stderr.
 from __future__ import annotations
 
 import shlex
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from muelle.core.events import (
 )
 
 if TYPE_CHECKING:
+    import tempfile
     from collections.abc import Callable
     from types import TracebackType
 
@@ -168,6 +168,8 @@ class ServeScreen:
         body = orjson.dumps(example_body(version.signature, version.example)).decode()
         if len(body) > MAX_INLINE_BODY_CHARS:
             if self._folder is None:
+                import tempfile  # rare, and it costs each start some milliseconds
+
                 self._folder = tempfile.TemporaryDirectory(prefix="muelle-")
             file = Path(self._folder.name, f"{model.name}.json")
             file.write_text(body, "utf-8")

@@ -244,8 +244,10 @@ def _line_of(lines: Mapping[tuple[str, ...], int], key: tuple[str, ...]) -> int:
 
 
 def _relative_to(folder: Path, spec: str) -> str:
-    name, separator, path = spec.rpartition("=")
-    return f"{name}{separator}{folder / path}"
+    name, sign, path = spec.partition("=")
+    if not sign or "/" in name:  # as `repository.layout` splits it
+        name, sign, path = "", "", spec
+    return spec if path.startswith("~") else f"{name}{sign}{folder / path}"
 
 
 # --- the least of TOML's grammar that finds where keys stand in a text known to be valid ---

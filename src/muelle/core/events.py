@@ -1,4 +1,4 @@
-"""What happens in a server's life, told to whoever listens (terminal, log). Nothing waits for it."""
+"""What happens in a server's life, told to whoever listens. Nothing waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all events."""
 
 
-class VersionLoading(Event, tag=True):
+class VersionLoading(Event, tag=True, frozen=True):
     """A version's worker starts to load it."""
 
     model: str
@@ -22,7 +22,7 @@ class VersionLoading(Event, tag=True):
     """Path as the user gave it: for the terminal and the log, never for a caller."""
 
 
-class VersionReady(Event, tag=True):
+class VersionReady(Event, tag=True, frozen=True):
     """A version can answer."""
 
     model: str
@@ -30,7 +30,7 @@ class VersionReady(Event, tag=True):
     seconds: float
 
 
-class VersionFailed(Event, tag=True):
+class VersionFailed(Event, tag=True, frozen=True):
     """A version will not answer."""
 
     model: str
@@ -38,7 +38,7 @@ class VersionFailed(Event, tag=True):
     reason: str
 
 
-class WorkerDied(Event, tag=True):
+class WorkerDied(Event, tag=True, frozen=True):
     """A worker ended unasked; it is restarted after `restart_in_s` (None: quarantined)."""
 
     model: str
@@ -48,14 +48,14 @@ class WorkerDied(Event, tag=True):
     restart_in_s: float | None
 
 
-class Listening(Event, tag=True):
+class Listening(Event, tag=True, frozen=True):
     """The server accepts connections; every model has been loaded or has failed."""
 
     url: str
     models: tuple[ModelStatus, ...]
 
 
-class Draining(Event, tag=True):
+class Draining(Event, tag=True, frozen=True):
     """A signal asked the server to end; `waiting` requests are still to be answered."""
 
     waiting: int

@@ -50,24 +50,15 @@ class Tensor:
 
     @classmethod
     def flat(cls, name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> Tensor:
-        """Wrap a flat list of numbers; `struct` reads it into the batch later."""
+        """Wrap a flat list of numbers; `memory` packs them later."""
         dt = DATATYPES[datatype]
         return cls(name, datatype, shape, data, dt.code, len(data) * dt.size)
 
-    def write(self, buffer: Any, offset: int) -> None:
-        """Copy the elements to `buffer[offset:]`. Raise struct.error or OverflowError on a bad value."""
-        if self.code:
-            data = self.data
-            packer(self.code, len(data)).pack_into(buffer, offset, *data)
-        else:
-            buffer[offset : offset + self.nbytes] = self.data
-
-    def to_raw(self) -> Tensor:
-        """Return the same tensor in raw form (validates every value of a list)."""
-        if not self.code:
-            return self
-        data = packer(self.code, len(self.data)).pack(*self.data)
-        return Tensor.raw(self.name, self.datatype, self.shape, data)
+    def memory(self) -> Buffer:
+        """Return the elements as bytes. Raise struct.error or OverflowError on a bad value."""
+        if isinstance(self.data, list):
+            return packer(self.code, len(self.data)).pack(*self.data)
+        return self.data
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows start..stop of a fixed-size, non-BYTES tensor."""
@@ -197,7 +188,7 @@ class OutputTensor:
 
 
 class InferResponse:
-    """The answer to one request. Its tensors are valid only inside the callback that receives it."""
+    """The answer to one request. Its tensors are valid only inside the callback that gets it."""
 
     __slots__ = ("model", "outputs", "parameters", "version")
 
@@ -262,7 +253,7 @@ def decode_array(datatype: str, shape: tuple[int, ...], data: Buffer) -> np.ndar
 
 
 def encode_array(datatype: str, array: np.ndarray[Any, Any]) -> bytes:
-    """Return an array's elements in memory layout (inverse of decode_array; BF16 rounds to even)."""
+    """Return an array's elements in memory layout (inverse of decode_array)."""
     if datatype == "BYTES":
         return encode_bytes_tensor([as_bytes(v) for v in array.reshape(-1).tolist()])
     if datatype == "BF16":

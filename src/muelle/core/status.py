@@ -39,6 +39,8 @@ class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
     info: dict[str, Any]
     workers: tuple[WorkerStatus, ...]
     queue_depth: int
+    in_flight: int = 0
+    """Requests accepted and not yet answered, the waiting ones included."""
     isolation: Literal["process", "none"]
     max_batch_size: int
 

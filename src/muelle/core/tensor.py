@@ -21,7 +21,7 @@ class Datatype:
     name: str
     size: int
     numpy: str
-    """NumPy dtype string of the memory; `object` for BYTES, `<u2` for BF16 (NumPy has no bfloat16)."""
+    """NumPy dtype of the memory; `object` for BYTES, `<u2` for BF16 (NumPy has no bfloat16)."""
     code: str
     """`struct` code of one element, empty where Python has none (BYTES, BF16)."""
 
@@ -57,7 +57,7 @@ DATATYPES: MappingProxyType[str, Datatype] = MappingProxyType(
 )
 
 NULL_LENGTH = 0xFFFFFFFF
-"""Length that marks a missing string inside Muelle's own BYTES memory; never accepted from a v2 client."""
+"""Length that marks a missing string in Muelle's own BYTES memory; refused from v2 clients."""
 
 
 def element_count(shape: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from muelle.core.errors import BadRequest
 from muelle.core.request import Buffer, Tensor, encode_bytes_tensor
 from muelle.core.signature import Signature, TensorSpec
 from muelle.core.tensor import DATATYPES, NULL_LENGTH, element_count, packer
-from muelle.protocols.v2_wire import BODY_FAULTS, WireInput, bad_json, element_kind
+from muelle.protocols.v2_wire import BODY_FAULTS, WireInput, bad_json, element_kind, structure
 
 VALUE_FAULTS = (struct.error, OverflowError, TypeError, ValueError)
 """What packing a Python value that does not fit its datatype may raise."""
@@ -104,6 +104,8 @@ def plain_inputs(
             elements = wire.data
             if nested:
                 for _ in range(plan.nested):
+                    if [] in elements:
+                        return None
                     elements = list(chain.from_iterable(elements))
             if shape == plan.one_row and len(elements) == plan.one_count:
                 packed = plan.pack_one(elements)
@@ -241,6 +243,20 @@ def _binary_size(wire: WireInput) -> int | None:
     return size
 
 
+_BRACKETS_PER_ELEMENT = 64
+
+
+def _check_brackets(plan: InputPlan, wire: WireInput, text: bytes, count: int) -> None:
+    """Refuse data that cannot have `count` elements before a Python object is made of each."""
+    signs = structure(text) if plan.datatype == "BYTES" else text
+    arrays, commas = signs.count(b"["), signs.count(b",")
+    if arrays > _BRACKETS_PER_ELEMENT * (count + 1):
+        raise _bad(plan.name, f"shape {wire.shape} has {count} elements, data {arrays} arrays")
+    # Each comma divides two elements, or arrays that may be empty.
+    if commas + 1 - arrays > count:
+        raise _bad(plan.name, f"shape {wire.shape} has {count} elements, data has more")
+
+
 def _from_json(plan: InputPlan, wire: WireInput, count: int) -> bytes:
     """Return the elements of JSON data, nested in any way, in memory layout."""
     kind = element_kind(plan.datatype)
@@ -248,6 +264,7 @@ def _from_json(plan: InputPlan, wire: WireInput, count: int) -> bytes:
         raise _bad(plan.name, f"JSON cannot carry {plan.datatype}: send binary data instead")
     assert wire.data is not msgspec.UNSET
     text = bytes(wire.data)
+    _check_brackets(plan, wire, text, count)
     try:
         value = msgspec.json.decode(text)
         if type(value) is not list:
@@ -276,7 +293,11 @@ def _shown(value: object) -> str:
 
 
 def _flatten(value: list[Any], into: list[Any]) -> None:
-    if list not in set(map(type, value)):
+    kinds = set(map(type, value))
+    while kinds == {list}:
+        value = list(chain.from_iterable(value))
+        kinds = set(map(type, value))
+    if list not in kinds:
         into.extend(value)
         return
     for element in value:

@@ -26,7 +26,10 @@ class V2Plain:
         decoder = plain_decoder(signature, json_depth, nested=False)
         self.read: Callable[[bytes], Sequence[bytes] | None] | None = None
         """Body -> the columns of its one row in memory layout; None: not plain (or wrong)."""
-        fits = all(DATATYPES[s.datatype].code and s.datatype != "BOOL" for s in signature.inputs)
+        fits = all(
+            DATATYPES[s.datatype].code and s.datatype != "BOOL" and -1 not in s.row_shape
+            for s in signature.inputs
+        )
         if decoder is not None and fits and signature.has_rows:
             self.read = _reader(decoder, signature)
         head = msgspec.json.encode({"model_name": model, "model_version": version})[:-1]
@@ -34,7 +37,8 @@ class V2Plain:
         opening = head + b',"outputs":['
         for spec in signature.outputs:
             name = msgspec.json.encode({"name": spec.name, "datatype": spec.datatype})[:-1]
-            self._pieces.append((opening + name + b',"shape":[1', DATATYPES[spec.datatype].is_float))
+            is_float = DATATYPES[spec.datatype].is_float
+            self._pieces.append((opening + name + b',"shape":[1', is_float))
             opening = b"]},"
         self._writable = not any(s.datatype in ("FP16", "BF16", "BYTES") for s in signature.outputs)
 

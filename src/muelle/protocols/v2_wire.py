@@ -154,22 +154,35 @@ def bad_json(where: str, exc: Exception, text: bytes) -> BadRequest:
 _NOT_JSON = re.compile(rb"\b(?:NaN|Infinity)\b")
 _PATH = re.compile(r"at `\$\.?([^`]*)`")
 
-# The end of the text ends a string too: an open string must not make the search quadratic.
-_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-_NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_NOT_STRUCTURE = bytes(sorted(set(range(256)) - set(b'[]{},"')))
+_QUOTE = ord('"')
 _STEPS = np.zeros(256, dtype=np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
+
+
+def structure(text: bytes) -> bytes:
+    """Return the brackets and commas of JSON that are not inside strings, in order.
+
+    Made of whole-buffer steps only, since it is meant for text that may be hostile and large.
+    """
+    # Escaped backslashes first: what is left before a quote then escapes it.
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    signs = np.frombuffer(text.translate(None, _NOT_STRUCTURE), np.uint8)
+    quotes = signs == _QUOTE
+    inside = np.logical_xor.accumulate(quotes)
+    kept: bytes = signs[~(inside | quotes)].tobytes()
+    return kept
 
 
 def is_deeper(text: bytes, limit: int) -> bool:
     """Whether JSON nests deeper than `limit`. Linear in the text, whatever it holds."""
     if text.count(b"[") + text.count(b"{") <= limit:
         return False
-    brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
+    signs = structure(text)
     depth, chunk = 0, 1 << 20
-    for start in range(0, len(brackets), chunk):
-        part = np.frombuffer(brackets, np.uint8, min(chunk, len(brackets) - start), start)
+    for start in range(0, len(signs), chunk):
+        part = np.frombuffer(signs, np.uint8, min(chunk, len(signs) - start), start)
         depths = np.cumsum(_STEPS[part], dtype=np.int64)
         if depth + int(depths.max()) > limit:
             return True

@@ -23,6 +23,7 @@ from muelle.core.signature import Role, Signature, TensorSpec
 from muelle.core.tensor import DATATYPES
 from muelle.runtimes.formats import is_onnx
 from muelle.runtimes.interface import Arrays, Format, LoadOptions, Runtime
+from muelle.runtimes.libraries import library
 from muelle.runtimes.onnx_file import check_external_data, class_labels
 from muelle.runtimes.tables import Array, as_label_bytes, as_texts, object_array, output_spec
 
@@ -55,8 +56,7 @@ _PROBABILITIES = frozenset({"probabilities", "output_probability"})
 def load(path: Path, options: LoadOptions) -> OnnxModel:
     """Open the model. Raise ArtifactError when it is broken, or reaches outside its folder."""
     check_external_data(path)
-    import onnxruntime
-
+    onnxruntime = library("onnxruntime", RUNTIME.extra)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1

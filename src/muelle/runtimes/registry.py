@@ -7,13 +7,13 @@ name, so that they work from a source tree, and so that a worker need not search
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
 from muelle.core.errors import ArtifactError
 from muelle.runtimes.formats import HEAD_BYTES
 from muelle.runtimes.interface import Format, Runtime
+from muelle.runtimes.libraries import install_command, is_installed
 
 GROUP = "muelle.runtimes"
 BUILT_IN = ("onnx", "sklearn", "xgboost", "lightgbm", "catboost", "python")
@@ -116,27 +116,18 @@ def find_format(path: Path) -> tuple[Runtime, Format]:
 def missing_libraries(runtime: Runtime, format: Format) -> list[str]:
     """Return the import names that a load would need and that are not installed."""
     needed: Iterable[str] = runtime.modules_by_format.get(format.name, runtime.modules)
-    return [name for name in needed if not _is_installed(name)]
+    return [name for name in needed if not is_installed(name)]
 
 
 def missing_message(runtime: Runtime, format: Format, missing: Iterable[str]) -> str:
     """Return the one line that says what is missing and which command installs it."""
     names = " and ".join(missing)
-    return f"{format.name} needs {names}, which is not installed: {install_command(runtime)}"
-
-
-def install_command(runtime: Runtime) -> str:
-    """Return the command that installs a runtime's libraries."""
-    if runtime.extra:
-        return f"pip install 'muelle[{runtime.extra}]'"
-    return f"pip install {' '.join(runtime.modules)}"
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
+    command = (
+        install_command(runtime.extra)
+        if runtime.extra
+        else f"pip install {' '.join(runtime.modules)}"
+    )
+    return f"{format.name} needs {names}, which is not installed: {command}"
 
 
 def _head(path: Path) -> bytes:

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from muelle.core.errors import ArtifactError, MissingLibrary
-from muelle.core.signature import Signature, TensorSpec
+from muelle.core.signature import Role, Signature, TensorSpec
 from muelle.runtimes.formats import is_pickle, is_skops
 from muelle.runtimes.interface import Arrays, Format, LoadOptions, Runtime
+from muelle.runtimes.libraries import library
 from muelle.runtimes.sklearn_inputs import Findings, look_at, needs_frame, nested
 from muelle.runtimes.tables import (
     Array,
     Table,
     as_label_bytes,
     as_texts,
+    first_answer,
     object_array,
     output_spec,
 )
@@ -35,6 +37,7 @@ _PICKLE = Format("scikit-learn pickle", (".joblib", ".pkl", ".pickle"), is_pickl
 # runs none of the file's code. By exact name: a module's name would admit all that it imports.
 _KNOWN_TYPES = frozenset(
     {
+        "builtins.object",
         "numpy.dtype",
         "scipy.interpolate._bsplines.BSpline",
         "sklearn.calibration._CalibratedClassifier",
@@ -117,17 +120,18 @@ def load(path: Path, options: LoadOptions) -> SklearnModel:
 
 
 def _read_skops(path: Path) -> Any:
-    import skops.io
+    library("sklearn", RUNTIME.extra)
+    skops = library("skops.io", RUNTIME.extra)
 
     try:
-        unknown = set(skops.io.get_untrusted_types(file=path))
+        unknown = set(skops.get_untrusted_types(file=path))
         if unknown - _KNOWN_TYPES:
             raise ArtifactError(
                 f"{path.name}: it holds types that are not known to be safe: "
                 f"{', '.join(sorted(unknown - _KNOWN_TYPES))}; leave them out of the model, or "
                 "save it with joblib and serve that with --trust"
             )
-        return skops.io.load(path, trusted=sorted(unknown))
+        return skops.load(path, trusted=sorted(unknown))
     except ArtifactError:
         raise
     except Exception as exc:
@@ -136,7 +140,8 @@ def _read_skops(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
-    import joblib
+    library("sklearn", RUNTIME.extra)
+    joblib = library("joblib", RUNTIME.extra)
 
     try:
         return joblib.load(path)
@@ -156,7 +161,7 @@ def _unreadable(path: Path, exc: BaseException) -> ArtifactError:
 
 def _limit_threads(estimator: Any, threads: int) -> None:
     """Keep one batch within its threads: both joblib's and those of native code."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     threadpool_limits(limits=threads)
     for part in nested(estimator):
@@ -178,13 +183,7 @@ class SklearnModel:
         self._ask, describe = _answers(estimator, self._final)
         self.example = inputs.example
         self.info = _info(estimator, notes)
-        try:
-            outputs = self.run(self.example)
-        except Exception as exc:
-            raise ArtifactError(
-                f"{path.name}: the estimator cannot answer a row ({type(exc).__name__}: {exc}); "
-                "is it fitted?"
-            ) from exc
+        outputs = first_answer(path, self.run, self.example)
         self.signature = Signature(inputs=inputs.specs, outputs=describe(outputs))
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -285,7 +284,7 @@ def _reader(table: Table, found: Findings, as_frame: bool) -> Callable[[Arrays],
 
         return read_objects
 
-    import pandas
+    pandas = library("pandas", RUNTIME.extra)
 
     if not table.is_mixed:
         return lambda inputs: pandas.DataFrame(inputs["x"], columns=names, copy=False)
@@ -348,16 +347,9 @@ def _one_class(final: Any, classes: Array) -> tuple[_Ask, _Describe]:
         label = outputs["label"]
         specs = [output_spec("label", label, "label" if label.ndim == 1 else "")]
         if has_probabilities:
-            # With several labels per row the rows do not sum to one: no classifier's probabilities.
-            role = "probabilities" if label.ndim == 1 else ""
-            specs.append(
-                output_spec(
-                    "probabilities",
-                    outputs["probabilities"],
-                    "probabilities" if role else "",
-                    classes,
-                )
-            )
+            # Several labels per row: their probabilities do not share one row's unit.
+            role: Role = "probabilities" if label.ndim == 1 else ""
+            specs.append(output_spec("probabilities", outputs["probabilities"], role, classes))
         return tuple(specs)
 
     return answer, describe

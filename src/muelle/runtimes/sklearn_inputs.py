@@ -38,10 +38,10 @@ class Findings:
 
     def suggest(self, column: int, value: Any) -> None:
         """Keep the first plausible value of a column; a string when it is a string column."""
-        if isinstance(value, str) or (np.isscalar(value) and np.isfinite(float(value))):
-            self.examples.setdefault(
-                column, value if isinstance(value, str) else rounded(float(value))
-            )
+        if isinstance(value, str):
+            self.examples.setdefault(column, value)
+        elif isinstance(value, int | float) and np.isfinite(value):
+            self.examples.setdefault(column, rounded(value))
 
 
 def look_at(estimator: Any, names: Sequence[str], n_columns: int) -> Findings:
@@ -56,24 +56,33 @@ def look_at(estimator: Any, names: Sequence[str], n_columns: int) -> Findings:
 
 
 def nested(estimator: Any) -> Iterator[Any]:
-    """Yield an estimator and all fitted ones inside it, each once."""
+    """Yield an estimator and all fitted ones inside it, each once, the outer before the inner."""
     seen: set[int] = set()
     waiting = [estimator]
     while waiting:
+        part = waiting.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting.extend(_inside(part))
+
+
+def _inside(part: Any) -> Iterator[Any]:
+    """Yield the estimators that another one holds, not those which they hold in turn."""
+    waiting = list(vars(part).values())
+    while waiting:
         value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if _is_estimator(value):
-            yield value
-            waiting.extend(vars(value).values())
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             waiting.extend(value.values())
-        elif isinstance(value, list | tuple) or (
-            isinstance(value, np.ndarray) and value.dtype == object
-        ):
-            parts = value.reshape(-1).tolist() if isinstance(value, np.ndarray) else value
-            waiting.extend(p for p in parts if not isinstance(p, str | float | int))
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, np.ndarray):
+            if value.dtype == object:
+                waiting.extend(value.reshape(-1).tolist())
+        elif hasattr(value, "get_params") and not isinstance(value, type):
+            yield value
+        elif type(value).__name__ == "_CalibratedClassifier":
+            waiting.extend(vars(value).values())
 
 
 def needs_frame(estimator: Any) -> bool:
@@ -84,14 +93,6 @@ def needs_frame(estimator: Any) -> bool:
         or hasattr(part, "_sklearn_output_config")
         for part in nested(estimator)
     )
-
-
-def _is_estimator(value: Any) -> bool:
-    return hasattr(value, "get_params") and hasattr(value, "__dict__") and not _is_class(value)
-
-
-def _is_class(value: Any) -> bool:
-    return isinstance(value, type)
 
 
 def _visit(part: Any, columns: Columns, names: tuple[str, ...], found: Findings) -> bool:
@@ -116,13 +117,11 @@ def _visit(part: Any, columns: Columns, names: tuple[str, ...], found: Findings)
         return False
     for position, value in _typical(part, len(columns)):
         found.suggest(columns[position], value)
-    for child in list(nested(part))[1:]:
+    for child in _inside(part):
         # Whatever a wrapper is called (search, stacking, calibration): a fitted estimator inside
-        # that takes as many columns sees the same ones.
-        if getattr(child, "n_features_in_", None) == len(columns):
+        # that takes as many columns sees the same ones. A tree tells nothing new about them.
+        if getattr(child, "n_features_in_", None) == len(columns) and not hasattr(child, "tree_"):
             _visit(child, columns, names, found)
-            if type(child).__name__ in _VISITORS:
-                break
     return kind in _KEEPS_COLUMNS
 
 

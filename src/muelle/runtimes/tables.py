@@ -6,8 +6,9 @@ is a tensor of its own [-1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def datatype_of(array: Array) -> str:
 
 
 def output_spec(
-    name: str, array: Array, role: Role = "", classes: Sequence[Any] = ()
+    name: str, array: Array, role: Role = "", classes: Sequence[Any] | Array = ()
 ) -> TensorSpec:
     """Describe an output by what a run on some rows gave: axis 0 is rows, the others are fixed."""
     return TensorSpec(
@@ -47,7 +48,35 @@ def output_spec(
     )
 
 
-def plain_classes(classes: Sequence[Any]) -> tuple[str | int | float | bool, ...]:
+def first_answer(path: Path, run: Callable[[Arrays], Arrays], example: Arrays) -> Arrays:
+    """Run the example row. Raise ArtifactError when the model cannot answer it."""
+    try:
+        return run(example)
+    except Exception as exc:
+        # Some libraries read a damaged or unfitted model without complaint, and fail here.
+        raise ArtifactError(
+            f"{path.name}: the model cannot answer one row ({type(exc).__name__}: "
+            f"{str(exc)[:300]}); is the file whole, and the model fitted?"
+        ) from exc
+
+
+_ROLES: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
+
+
+def describe_outputs(
+    outputs: Arrays, classes: Sequence[Any] | Array = ()
+) -> tuple[TensorSpec, ...]:
+    """Describe outputs whose names say what they are; `classes` (default: 0, 1, …) are those of
+    `probabilities`."""
+    specs = []
+    for name, array in outputs.items():
+        is_by_class = name == "probabilities"
+        own = (classes if len(classes) else range(array.shape[1])) if is_by_class else ()
+        specs.append(output_spec(name, array, _ROLES.get(name, ""), own))
+    return tuple(specs)
+
+
+def plain_classes(classes: Sequence[Any] | Array) -> tuple[str | int | float | bool, ...]:
     """Return class labels as Python values that JSON and MessagePack can carry."""
     values = np.asarray(classes).tolist() if len(classes) else []
     return tuple(v if isinstance(v, str | int | float | bool) else _text(v) for v in values)

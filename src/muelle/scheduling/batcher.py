@@ -180,7 +180,12 @@ class Batcher:
             job.attempts += 1
             if job.attempts >= MAX_DEATHS:
                 doomed.append(
-                    (job, ModelFailed(f"{self.model}: the model's worker ended twice on this request"))
+                    (
+                        job,
+                        ModelFailed(
+                            f"{self.model}: the model's worker ended twice on this request"
+                        ),
+                    )
                 )
             else:
                 self._force([job], None)

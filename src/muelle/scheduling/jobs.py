@@ -1,4 +1,4 @@
-"""A request's life in the scheduler. Not for transport: who waits for the answer is its own class."""
+"""A request's life in the scheduler. Not for transport: each caller has a job class."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class CallbackJob(Job):
         self._done = done
         self.arrived = arrived
         self.attempts = 0
-        self.columns = [tensor.to_raw().data for tensor in request.inputs]
+        self.columns = [tensor.memory() for tensor in request.inputs]
         self.deadline = deadline
         self.key = key
         self.n_rows = request.n_rows

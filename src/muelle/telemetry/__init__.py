@@ -1,1 +1,1 @@
-"""Metrics and logs. They receive what happened; nothing waits for them."""
+"""What the server tells about itself: counters, metrics text, logs. Nothing waits for it."""

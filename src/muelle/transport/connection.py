@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from types import MappingProxyType
@@ -36,12 +37,12 @@ class Endpoint(Protocol):
     head_lines: bytes
     """Header lines of its own, in every answer."""
     hot_head: bytes
-    """The head of a plain answer with `%d` for its length and `%x` for its number; see `refresh`."""
+    """The head of a plain answer, with `%d` for its length and `%x` for its number."""
 
     def refresh(self, make_head: Callable[[bytes, bytes], bytes]) -> None:
         """Make `hot_head` anew (the date moved): `make_head(content type, own header lines)`."""
 
-    def take(self, connection: HttpConnection, body: bytes) -> Cancel | None | bool:
+    def take(self, connection: HttpConnection, body: bytes) -> Cancel | bool | None:
         """Start to answer a plain body by `connection.reply_plain`, the hottest way.
 
         Return False when the body is not plain: then `begin` is asked.
@@ -141,7 +142,7 @@ class HttpConnection(asyncio.Protocol):
         self._reading = True
         self._request_id = ""
         self.state = State.IDLE
-        self.since = loop.time()
+        self.since = time.monotonic()
         """When the present state began: for the sweeper."""
         self.stalled_since: float | None = None
         """Since when the client does not read what we write."""
@@ -172,7 +173,7 @@ class HttpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read; the sweeper ends this after a while."""
-        self.stalled_since = self._loop.time()
+        self.stalled_since = time.monotonic()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -220,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
     def _feed_head(self, data: bytes) -> None:
         if self.state is State.IDLE:
             self.state = State.HEAD
-            self.since = self._loop.time()
+            self.since = time.monotonic()
         block = self._pending + data if self._pending else data
         if block.startswith(b"\r\n"):
             block = block[2:]  # RFC 9112 2.2: one empty line before a request is ignored.
@@ -263,7 +264,7 @@ class HttpConnection(asyncio.Protocol):
             self._dispatch(head, rest[: head.content_length])
             return
         self.state = State.BODY
-        self.since = self._loop.time()
+        self.since = time.monotonic()
         if head.expect_continue and self._transport is not None:
             self._transport.write(CONTINUE)
         if rest:
@@ -344,15 +345,13 @@ class HttpConnection(asyncio.Protocol):
             return
         self._cancel = None
         keep = head.keep_alive and not self._site.draining
-        transport.write(
-            self._render(answer, keep=keep, with_body=head.method != b"HEAD")
-        )
+        transport.write(self._render(answer, keep=keep, with_body=head.method != b"HEAD"))
         self._head = None
         if not keep:
             self._linger()
             return
         self.state = State.IDLE
-        self.since = self._loop.time()
+        self.since = time.monotonic()
         if self._pending:
             self._loop.call_soon(self._go_on)
 
@@ -395,9 +394,9 @@ class HttpConnection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close after the client had time to read: closing at once could reset unread bytes away."""
+        """Close after the client had time to read: closing at once could reset unread bytes."""
         self.state = State.LINGER
-        self.since = self._loop.time()
+        self.since = time.monotonic()
         self._pending = b""
         self._body = []
         self._chunks = None

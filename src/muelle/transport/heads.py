@@ -188,7 +188,7 @@ def _parse(block: bytes) -> Head:
 
 
 def _framing(method: bytes, version: str, headers: dict[bytes, bytes]) -> tuple[int, bool]:
-    """Return (content length, chunked). Anything that two parsers could read differently is refused."""
+    """Return (content length, chunked). What two parsers could read differently is refused."""
     length, encoding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
     if encoding is not None:
         if length is not None:

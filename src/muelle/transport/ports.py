@@ -23,7 +23,9 @@ def bind_or_explain(host: str, port: int) -> socket.socket:
             hint = f"; free: --port {free}" if free else ""
             raise ConfigError(f"port {port} on {host} is taken{by}{hint}") from None
         if exc.errno == errno.EACCES:
-            raise ConfigError(f"port {port} needs more rights than this user has; try --port 8080") from None
+            raise ConfigError(
+                f"port {port} needs more rights than this user has; try --port 8080"
+            ) from None
         raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from None
 
 

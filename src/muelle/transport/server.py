@@ -17,6 +17,7 @@ from muelle.transport.heads import HeadReader
 
 SWEEP_S = 0.25
 BACKLOG = 2048
+WORKING = (State.BUSY, State.BODY, State.LINGER)
 
 Direct = Callable[[], Answer]
 Refusal = Callable[[bytes, int, str, str], Answer]
@@ -65,11 +66,11 @@ class HttpServer:
         self.draining = True
         if self._server is not None:
             self._server.close()
-        deadline = self._loop.time() + timeout_s
-        while self._connections and self._loop.time() < deadline:
+        deadline = time.monotonic() + timeout_s
+        while self._connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-            if not any(c.state in (State.BUSY, State.BODY, State.LINGER) for c in self._connections):
-                now = self._loop.time()
+            if not any(c.state in WORKING for c in self._connections):
+                now = time.monotonic()
                 for connection in list(self._connections):
                     connection.sweep(now)
                 if all(c.state is State.HEAD for c in self._connections):
@@ -138,7 +139,7 @@ class HttpServer:
     def _sweep(self) -> None:
         self.date_line = b"date: %s\r\n" % formatdate(time.time(), usegmt=True).encode()
         self._refresh()
-        now = self._loop.time()
+        now = time.monotonic()
         for connection in list(self._connections):
             connection.sweep(now)
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)

@@ -62,8 +62,14 @@ class Channel:
         return self._decode(data), fds
 
     def send(self, message: m.FromWorker) -> None:
-        """Send one datagram."""
-        self._sock.send(self._encode(message))
+        """Send one datagram, or several parts of a message that is larger."""
+        data = self._encode(message)
+        if len(data) <= m.MAX_MESSAGE_BYTES:
+            self._sock.send(data)
+            return
+        for start in range(0, len(data), m.PART_BYTES):
+            end = start + m.PART_BYTES
+            self._sock.send(self._encode(m.Part(data[start:end], end >= len(data))))
 
 
 class Slot:

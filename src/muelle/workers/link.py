@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from typing import Protocol
 
 import msgspec
@@ -90,6 +91,7 @@ class WorkerLink:
         self._slots = [_Slot() for _ in range(slots)]
         self._free = list(range(slots))[::-1]
         self._sequence = 0
+        self._parts: list[bytes] = []
         self._output_limit_bytes = output_limit_bytes
         self._output_hint = 0
         self._sock: socket.socket | None = process.sock
@@ -255,6 +257,13 @@ class WorkerLink:
                 self._events.loaded(self, message)
             case m.LoadFailed():
                 self._events.load_failed(self, message)
+            case m.Part():
+                self._parts.append(message.piece)
+                if sum(map(len, self._parts)) > m.MAX_JOINED_BYTES:
+                    raise BadWorker("a message in parts is too large")
+                if message.last:
+                    whole, self._parts = b"".join(self._parts), []
+                    self._take(self._decode(whole))
 
     def _slot_of(self, index: int, sequence: int) -> _Slot:
         if not 0 <= index < len(self._slots) or self._slots[index].batch is None:
@@ -268,7 +277,7 @@ class WorkerLink:
         self.in_flight -= 1
         if self.in_flight:
             # The next batch begins to compute only now; its age must not count the wait.
-            now = self._loop.time()
+            now = time.monotonic()
             for other in self._slots:
                 if other.batch is not None:
                     other.began = now

@@ -16,12 +16,17 @@ MAX_MESSAGE_BYTES = 160 * 1024
 """Below the kernel's default socket buffer (208 KiB), so that one datagram always fits."""
 
 
+PART_BYTES = 128 * 1024
+MAX_JOINED_BYTES = 64 * 1024 * 1024
+"""What a worker may send in parts, together."""
+
+
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Base of all messages."""
 
 
 # --- server -> worker ---
-class Load(Message, tag=1):
+class Load(Message, tag=1, frozen=True):
     """Load an artifact. The first message to every worker."""
 
     runtime: str
@@ -45,8 +50,8 @@ class TensorAt(msgspec.Struct, array_like=True, frozen=True, gc=False):
     nbytes: int
 
 
-class Run(Message, tag=2):
-    """Run the batch in a slot. `memory` says which new descriptors come along: 1 in, 2 out, 3 both."""
+class Run(Message, tag=2, frozen=True):
+    """Run the batch in a slot. `memory`: which new descriptors come along (1 in, 2 out, 3 both)."""
 
     slot: int
     sequence: int
@@ -54,18 +59,18 @@ class Run(Message, tag=2):
     memory: int = 0
 
 
-class OutputMemory(Message, tag=3):
-    """The larger output memory that NeedOutput asked for comes with this message as a descriptor."""
+class OutputMemory(Message, tag=3, frozen=True):
+    """The output memory that NeedOutput asked for comes with this message as a descriptor."""
 
     slot: int
 
 
-class Stop(Message, tag=4):
+class Stop(Message, tag=4, frozen=True):
     """Close the model and exit."""
 
 
 # --- worker -> server ---
-class Loaded(Message, tag=11):
+class Loaded(Message, tag=11, frozen=True):
     """The model is in memory; what it takes and gives."""
 
     signature: Signature
@@ -76,7 +81,7 @@ class Loaded(Message, tag=11):
     """Expected bytes of all outputs per row, 0 when not known."""
 
 
-class LoadFailed(Message, tag=12):
+class LoadFailed(Message, tag=12, frozen=True):
     """Loading failed; the worker exits. `kind` is `artifact`, `library` or `crash`."""
 
     kind: str
@@ -95,7 +100,7 @@ class RanOutput(msgspec.Struct, array_like=True, frozen=True, gc=False):
     nbytes: int
 
 
-class Ran(Message, tag=13):
+class Ran(Message, tag=13, frozen=True):
     """A batch is done."""
 
     slot: int
@@ -104,7 +109,7 @@ class Ran(Message, tag=13):
     outputs: tuple[RanOutput, ...]
 
 
-class RunFailed(Message, tag=14):
+class RunFailed(Message, tag=14, frozen=True):
     """The model raised on a batch; the worker lives on. `reason` is fit for a caller."""
 
     slot: int
@@ -114,14 +119,21 @@ class RunFailed(Message, tag=14):
     retry_alone: bool = True
 
 
-class NeedOutput(Message, tag=15):
+class NeedOutput(Message, tag=15, frozen=True):
     """The outputs of the running batch need so many bytes; send OutputMemory or OutputRefused."""
 
     slot: int
     nbytes: int
 
 
-class OutputRefused(Message, tag=5):
+class Part(Message, tag=16, frozen=True):
+    """A piece of a message that is too large for one datagram (a signature with many columns)."""
+
+    piece: bytes
+    last: bool
+
+
+class OutputRefused(Message, tag=5, frozen=True):
     """The outputs are over the limit: fail the batch."""
 
     slot: int
@@ -129,4 +141,4 @@ class OutputRefused(Message, tag=5):
 
 
 ToWorker = Load | Run | OutputMemory | OutputRefused | Stop
-FromWorker = Loaded | LoadFailed | Ran | RunFailed | NeedOutput
+FromWorker = Loaded | LoadFailed | Ran | RunFailed | NeedOutput | Part

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,7 @@ class WorkerPool:
         self.example: dict[str, Any] | None = None
         self.in_flight = 0
         self._loop = loop
-        self._now = loop.time
+        self._now = time.monotonic
         self._listener = listener
         self._observer = observer or Observer()
         self._policy = RestartPolicy()
@@ -294,7 +295,7 @@ class WorkerPool:
         if self._batcher.max_delay_s and self._delay_timer is None:
             due = self._batcher.due()
             if now < due < now + 3_600:
-                self._delay_timer = self._loop.call_at(due, self._delay_over)
+                self._delay_timer = self._loop.call_later(due - now, self._delay_over)
 
     def _delay_over(self) -> None:
         self._delay_timer = None
@@ -477,9 +478,7 @@ class WorkerPool:
     ) -> None:
         """Collect the exit status without blocking the loop, then tell how the worker ended."""
         if process.wait(0) is None and not isinstance(process, WorkerThread):
-            self._loop.call_later(
-                0.01, self._reap, process, reason, seat, after_s, quarantined
-            )
+            self._loop.call_later(0.01, self._reap, process, reason, seat, after_s, quarantined)
             return
         text = f"{reason}; {process.reason()}" if reason else process.reason()
         self._listener(
@@ -558,13 +557,11 @@ class WorkerPool:
         logging.getLogger("muelle.worker").warning("%s: %s", self.spec.model, detail)
 
 
-
-
 def _bad_value(request: InferRequest, exc: Exception) -> BadRequest:
     """Find the tensor whose value does not fit its datatype."""
     for tensor in request.inputs:
         try:
-            tensor.to_raw()
+            tensor.memory()
         except (struct.error, OverflowError, TypeError, ValueError):
             return BadRequest(
                 f"{tensor.name}: a value does not fit {tensor.datatype}: {exc}", field=tensor.name

@@ -6,7 +6,6 @@ Blocking; not for serving. Nothing of the artifact is parsed or run in the calli
 from __future__ import annotations
 
 import select
-import socket
 import time
 from pathlib import Path
 
@@ -54,15 +53,24 @@ def probe(
 
 
 def _receive(process: WorkerProcess, deadline: float) -> m.FromWorker | None:
-    left = deadline - time.monotonic()
-    readable, _, _ = select.select([process.sock], [], [], max(left, 0))
-    if not readable:
-        raise ArtifactError("not loaded in time; allow more with --load-timeout-s")
-    try:
-        data = process.sock.recv(m.MAX_MESSAGE_BYTES)
-    except (OSError, socket.error):
-        data = b""
-    if not data:
-        process.wait(5.0)
-        return None
-    return msgspec.msgpack.decode(data, type=m.FromWorker)
+    """Wait for the worker's word; None when it ended without one."""
+    parts: list[bytes] = []
+    while True:
+        left = deadline - time.monotonic()
+        readable, _, _ = select.select([process.sock], [], [], max(left, 0))
+        if not readable:
+            raise ArtifactError("not loaded in time; allow more with worker.load_timeout_s")
+        try:
+            data = process.sock.recv(m.MAX_MESSAGE_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            process.wait(5.0)
+            return None
+        message: m.FromWorker = msgspec.msgpack.decode(data, type=m.FromWorker)
+        if not isinstance(message, m.Part):
+            return message
+        parts.append(message.piece)
+        if message.last:
+            whole: m.FromWorker = msgspec.msgpack.decode(b"".join(parts), type=m.FromWorker)
+            return whole

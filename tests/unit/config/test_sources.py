@@ -148,11 +148,13 @@ g.h = '#'
 
 def test_models_in_a_file_are_relative_to_its_folder(tmp_path: Path) -> None:
     """A file elsewhere names its models from where it lies; absolute paths stay."""
-    file = write(tmp_path, 'models = ["a.onnx", "b=sub/c.onnx", "/d.onnx"]')
+    file = write(tmp_path, 'models = ["a.onnx", "b=sub/c.onnx", "/d.onnx", "x/e=f.onnx", "~/g"]')
     assert read_file(file)["models"].value == (
         f"{tmp_path}/a.onnx",
         f"b={tmp_path}/sub/c.onnx",
         "/d.onnx",
+        f"{tmp_path}/x/e=f.onnx",
+        "~/g",
     )
 
 

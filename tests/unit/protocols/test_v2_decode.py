@@ -407,7 +407,7 @@ def test_what_is_no_json_is_refused(text: bytes, says: str) -> None:
 
 
 def test_nesting_is_limited_wherever_it_is() -> None:
-    """One level above the limit is refused, in data and in members nobody reads; strings count not."""
+    """One level above the limit is refused, in data and in unknown members; strings are not."""
     model = codec(X, depth=20)
 
     def deep(levels: int) -> list[Any]:
@@ -424,6 +424,18 @@ def test_nesting_is_limited_wherever_it_is() -> None:
     for bomb in (b"[" * 300_000, b'{"a":' * 300_000, b'"' + b'\\"' * 300_000 + b"[" * 300_000):
         with pytest.raises(BadRequest):
             model.decode(bomb, None)
+
+
+def test_data_that_cannot_fit_its_shape_is_refused_before_it_is_built() -> None:
+    """Arrays without elements, or many more elements than the shape has, cost a scan only."""
+    wire = {"name": "s", "shape": [1], "datatype": "BYTES"}
+    for data, says in (([[]] * 1000 + ["a"], "data 1001 arrays"), (["a"] * 3, "data has more")):
+        with pytest.raises(BadRequest, match=says):
+            codec(spec("s", "BYTES", -1)).decode(body({**wire, "data": data}), None)
+
+    signs = {**wire, "data": ['[,[\\",' * 1000]}
+    assert codec(spec("s", "BYTES", -1)).decode(body(signs), None).n_rows == 1
+    assert codec(X).decode(body(changed(data=[[], [1, 2]])), None).n_rows == 1
 
 
 def test_error_texts_never_show_a_value_of_the_body() -> None:
