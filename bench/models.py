@@ -57,7 +57,8 @@ def bench_model(name: str, folder: Path) -> BenchModel:
         path.write_bytes(graph.SerializeToString())
         expected = answers_alone(path, rows)
         check_rows_differ(name, expected)
-        np.savez(kept, **rows, expected=expected)
+        arrays: dict[str, Any] = {**rows, "expected": expected}
+        np.savez(kept, **arrays)
     with np.load(kept) as file:
         rows = {key: file[key] for key in file.files if key != "expected"}
         expected = file["expected"]
@@ -109,18 +110,12 @@ def make_tabular(rng: np.random.Generator) -> tuple[Any, dict[str, Array]]:
         target_opset=OPSET,
     )
     graph = select_model_inputs_outputs(whole, "probabilities")
-    # Rows spread over the range of answers, so that every two differ.
-    order = np.argsort(trees.predict_proba(x)[:, 0], kind="stable")
-    chosen = order[np.linspace(0, len(order) - 1, 4 * N_ROWS).astype(int)]
-    p = trees.predict_proba(x[chosen])[:, 0]
+    p = trees.predict_proba(x)[:, 0]
     kept: list[int] = []
-    for at in range(len(chosen)):
-        if len(kept) < N_ROWS and all(abs(p[at] - p[k]) > 1e-3 for k in kept):
+    for at in rng.permutation(len(x)).tolist():
+        if all(abs(p[at] - p[k]) > 1e-3 for k in kept):
             kept.append(at)
-    for at in range(len(chosen)):
-        if len(kept) < N_ROWS and all(abs(p[at] - p[k]) > 2.5e-4 for k in kept):
-            kept.append(at)
-    return graph, {"x": x[chosen[kept]].astype(np.float32)}
+    return graph, {"x": x[kept[:N_ROWS]].astype(np.float32)}
 
 
 # --- graphs written by hand ---
@@ -146,6 +141,10 @@ class Graph:
         name = f"w{len(self._weights)}"
         self._weights.append(numpy_helper.from_array(values, name))
         return name
+
+    def scalar(self, value: float) -> str:
+        """Add a float32 number; return its name."""
+        return self.constant(np.array(value, dtype=np.float32))
 
     def integers(self, *values: int) -> str:
         """Add an int64 vector (a shape, an axis list)."""
@@ -234,8 +233,8 @@ def make_encoder(rng: np.random.Generator) -> tuple[Any, dict[str, Array]]:
     places = g.node("Slice", positions, g.integers(0), n_tokens, g.integers(0))
     x = g.norm(g.node("Add", words, places), HIDDEN)
     mask = g.node("Cast", "attention_mask", to=TensorProto.FLOAT)
-    absent = g.node("Sub", g.constant(np.float32(1)), mask)
-    bias = g.node("Mul", absent, g.constant(np.float32(-1e9)))
+    absent = g.node("Sub", g.scalar(1), mask)
+    bias = g.node("Mul", absent, g.scalar(-1e9))
     bias = g.node("Unsqueeze", bias, g.integers(1, 2))
     for _ in range(LAYERS):
         x = g.norm(g.node("Add", x, attention(g, x, bias)), HIDDEN)
@@ -265,7 +264,7 @@ def attention(g: Graph, x: str, bias: str) -> str:
     q = g.node("Transpose", q, perm=[0, 2, 1, 3])
     k = g.node("Transpose", k, perm=[0, 2, 3, 1])
     v = g.node("Transpose", v, perm=[0, 2, 1, 3])
-    scale = g.constant(np.float32((HIDDEN // HEADS) ** -0.5))
+    scale = g.scalar((HIDDEN // HEADS) ** -0.5)
     scores = g.node("Add", g.node("Mul", g.node("MatMul", q, k), scale), bias)
     mixed = g.node("MatMul", g.node("Softmax", scores, axis=-1), v)
     joined = g.node("Transpose", mixed, perm=[0, 2, 1, 3])
@@ -274,6 +273,6 @@ def attention(g: Graph, x: str, bias: str) -> str:
 
 def gelu(g: Graph, x: str) -> str:
     """x · Φ(x), spelled out as exporters for opset 17 do."""
-    inner = g.node("Erf", g.node("Div", x, g.constant(np.float32(2**0.5))))
-    half = g.node("Mul", x, g.node("Add", inner, g.constant(np.float32(1))))
-    return g.node("Mul", half, g.constant(np.float32(0.5)))
+    inner = g.node("Erf", g.node("Div", x, g.scalar(2**0.5)))
+    half = g.node("Mul", x, g.node("Add", inner, g.scalar(1)))
+    return g.node("Mul", half, g.scalar(0.5))

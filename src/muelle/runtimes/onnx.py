@@ -1,6 +1,6 @@
 """Serve ONNX models with onnxruntime on the CPU. Not for GPUs, and not for optional or map inputs.
 
-A model that declares a free first axis is tried with two rows when it is loaded. If it runs with
+A model that declares a free first axis is tried with three rows when it is loaded. If it runs with
 one row only (a batch of one baked into a reshape), its signature says one row, so that requests are
 never batched.
 """
@@ -48,6 +48,8 @@ _BFLOAT16 = 16
 _FREE_AXIS_SIZES = (8, 64, 224, 1)
 """Sizes to try for free axes other than rows: a sequence, then images, then a lone element."""
 _MAX_EXAMPLE_ELEMENTS = 1 << 24
+_TRIAL_ROWS = 3
+"""Not 2: that is the first axis of too many outputs that are not by row (indices, for one)."""
 _MAP_PREFIX = "seq(map("
 _LABELS = frozenset({"label", "output_label"})
 _PROBABILITIES = frozenset({"probabilities", "output_probability"})
@@ -231,9 +233,9 @@ def _first_line(exc: Exception, path: Path) -> str:
 
 
 def _try(model: OnnxModel, inputs: tuple[TensorSpec, ...]) -> _Trial:
-    """Run two equal rows, or one where the model takes no more; the first example that runs."""
+    """Run some equal rows, or one where the model takes no more; the first example that runs."""
     has_rows = bool(inputs) and all(s.shape[:1] == (-1,) for s in inputs)
-    for n_rows in (2, 1) if has_rows else (1,):
+    for n_rows in (_TRIAL_ROWS, 1) if has_rows else (1,):
         for rows in _examples(inputs, n_rows):
             try:
                 feed = dict(rows)
@@ -241,7 +243,7 @@ def _try(model: OnnxModel, inputs: tuple[TensorSpec, ...]) -> _Trial:
             except Exception:
                 # Which values a graph accepts is not declared: the next candidate may run.
                 continue
-            if n_rows == 2 and any(a.shape[:1] != (2,) for a in outputs.values()):
+            if n_rows > 1 and any(a.shape[:1] != (n_rows,) for a in outputs.values()):
                 break
             example = {k: v[:1] if has_rows else v for k, v in rows.items()}
             one_row = has_rows and n_rows == 1
@@ -317,7 +319,7 @@ def _corrected(output: _Output, array: Array, trial: _Trial, path: Path) -> Tens
         return output_spec(output.name, array, "probabilities", trial.classes[output.name])
     spec = output.spec
     shape = spec.shape if len(spec.shape) == array.ndim else (-1,) * array.ndim
-    if trial.n_rows == 2:
+    if trial.n_rows > 1:
         shape = (-1, *shape[1:])
     role = _role(spec, array)
     classes: tuple[Any, ...] = ()

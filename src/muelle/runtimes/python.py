@@ -195,7 +195,9 @@ def _missing(path: Path, exc: ModuleNotFoundError) -> MissingLibrary:
 
 
 def _failed(path: Path, what: str, exc: BaseException) -> ArtifactError:
-    return ArtifactError(f"{path.name}: {what} failed with {type(exc).__name__}: {exc}")
+    # Its text goes to whoever asks for the model's state: not the place for this machine's paths.
+    text = str(exc).replace(f"{path.parent.resolve()}/", "").replace(f"{path.parent}/", "")[:500]
+    return ArtifactError(f"{path.name}: {what} failed with {type(exc).__name__}: {text}")
 
 
 RUNTIME = Runtime(

@@ -15,7 +15,7 @@ import numpy as np
 
 from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.core.signature import Role, Signature, TensorSpec
-from muelle.runtimes.formats import is_pickle, is_skops
+from muelle.runtimes.formats import HEAD_BYTES, is_pickle, is_skops
 from muelle.runtimes.interface import Arrays, Format, LoadOptions, Runtime
 from muelle.runtimes.libraries import library
 from muelle.runtimes.sklearn_inputs import Findings, look_at, needs_frame, nested
@@ -100,11 +100,9 @@ _LABEL_IS_ARGMAX = frozenset(
 def load(path: Path, options: LoadOptions) -> SklearnModel:
     """Read the estimator. Raise ArtifactError when the file holds none, or unknown types."""
     notes: list[str] = []
-    with open(path, "rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        estimator = _read_skops(path) if is_archive else _read_pickle(path)
+        estimator = _read_pickle(path) if _runs_code(path) else _read_skops(path)
     for warning in caught:
         if warning.category.__name__ == "InconsistentVersionWarning":
             notes.append(str(warning.message).split(". ")[0])
@@ -117,6 +115,18 @@ def load(path: Path, options: LoadOptions) -> SklearnModel:
         )
     _limit_threads(estimator, options.threads)
     return SklearnModel(estimator, path, notes)
+
+
+def _runs_code(path: Path) -> bool:
+    """Whether the file is to be unpickled: by the very rule that asked for trust.
+
+    A file that was found to be skops (by name, say) must never reach the unpickler.
+    """
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if is_skops(head, path):
+        return False
+    return is_pickle(head, path) or path.suffix.lower() in _PICKLE.suffixes
 
 
 def _read_skops(path: Path) -> Any:

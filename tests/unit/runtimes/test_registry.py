@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests import models
 
 from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.runtimes.interface import Format, LoadOptions, Runtime
@@ -19,7 +20,6 @@ from muelle.runtimes.registry import (
     missing_libraries,
     missing_message,
 )
-from tests import models
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -63,9 +63,7 @@ def test_finding_a_format_imports_no_library(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".onnx", ".skops", ".ubj", ".txt", ".bin", ""])
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_a_pickle_is_a_pickle_whatever_its_name(
-    suffix: str, protocol: int, tmp_path: Path
-) -> None:
+def test_a_pickle_is_a_pickle_whatever_its_name(suffix: str, protocol: int, tmp_path: Path) -> None:
     """Content beats name, so that a renamed pickle still needs trust."""
     path = write(tmp_path / f"model{suffix}", pickle.dumps(Path("x"), protocol=protocol))
 

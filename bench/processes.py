@@ -1,0 +1,159 @@
+"""Start a server on one core and read what its process tree costs, from /proc. Linux only.
+
+Not for loading it with requests. Every process is known by its id and ended by it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+MIB = 1024 * 1024
+SERVER_CORE, CLIENT_CORE = 0, 1
+
+
+def pinned_to(core: int | None) -> Callable[[], None] | None:
+    """Return a preexec function that keeps a child, and all it starts, on one core."""
+    if core is None:
+        return None
+    return lambda: os.sched_setaffinity(0, {core})
+
+
+class ServerProcess:
+    """A server and its descendants. Use as a context manager: leaving it ends the tree."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        core: int | None = SERVER_CORE,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.command = list(command)
+        self.log = log
+        self._core = core
+        self._env = dict(os.environ, PYTHONUNBUFFERED="1", **(env or {}))
+
+    def __enter__(self) -> ServerProcess:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as out:
+            self.started_at = time.perf_counter()
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                preexec_fn=pinned_to(self._core),
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process that was started: the server itself."""
+        return self._process.pid
+
+    def wait_for(self, is_up: Callable[[], bool], *, timeout_s: float = 60.0) -> float:
+        """Ask until the server answers; return seconds since its exec. Raise RuntimeError."""
+        while True:
+            if is_up():
+                return time.perf_counter() - self.started_at
+            waited_s = time.perf_counter() - self.started_at
+            if self._process.poll() is not None or waited_s > timeout_s:
+                raise RuntimeError(
+                    f"{self.command[0]} is not up after {waited_s:.1f} s: {self.tail()}"
+                )
+            time.sleep(0.005)
+
+    def tail(self) -> str:
+        """Return the end of its log."""
+        return self.log.read_text(errors="replace")[-2000:]
+
+    def tree(self) -> list[int]:
+        """Return the ids of the server and all its descendants, the server first."""
+        return tree_of(self.pid)
+
+    def cpu_s(self) -> float:
+        """Return CPU seconds spent by the whole tree so far (ended children count in parents)."""
+        return sum(cpu_s_of(pid) for pid in self.tree())
+
+    def settle(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until the tree is idle: what a client abandoned is computed to the end."""
+        deadline = time.perf_counter() + timeout_s
+        before = self.cpu_s()
+        while time.perf_counter() < deadline:
+            time.sleep(0.2)
+            now = self.cpu_s()
+            if now - before < 0.03:
+                return
+            before = now
+
+    def stop(self) -> int:
+        """End it with SIGTERM, or with SIGKILL after ten seconds. Return its exit status."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        return self._process.wait()
+
+
+def tree_of(root: int) -> list[int]:
+    """Return a process and its descendants that live now, parents before children."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat_of(int(entry))) and fields[0] != "Z":
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    found = [root]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return found
+
+
+def cpu_s_of(pid: int) -> float:
+    """Return user and system seconds of a process and of its ended children, 0 when it is gone."""
+    fields = _stat_of(pid)
+    return sum(int(f) for f in fields[11:15]) / TICKS_PER_S if fields else 0.0
+
+
+def rss_mib(pid: int) -> float:
+    """Return a process's resident memory in MiB, 0 when it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def n_descriptors(pid: int) -> int:
+    """Return how many descriptors a process has open, 0 when it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+def _stat_of(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on, [] when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    # The name in brackets may hold blanks and brackets.
+    return text[text.rindex(")") + 2 :].split()
