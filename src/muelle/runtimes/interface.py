@@ -27,6 +27,8 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     """Threads that one batch may use inside the library."""
     max_batch_size: int = 32
+    format: str = ""
+    """The format that the server found, and decided about (trust!). Empty: not known."""
     name: str = ""
     """The served model's name, for messages only."""
 

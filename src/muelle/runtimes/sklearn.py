@@ -99,10 +99,14 @@ _LABEL_IS_ARGMAX = frozenset(
 
 def load(path: Path, options: LoadOptions) -> SklearnModel:
     """Read the estimator. Raise ArtifactError when the file holds none, or unknown types."""
+    runs_code = _runs_code(path)
+    if runs_code and options.format == _SKOPS.name:
+        # It was skops when the server asked whether it may run code. It has been swapped since.
+        raise ArtifactError(f"{path.name}: the file changed while it was being loaded")
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        estimator = _read_pickle(path) if _runs_code(path) else _read_skops(path)
+        estimator = _read_pickle(path) if runs_code else _read_skops(path)
     for warning in caught:
         if warning.category.__name__ == "InconsistentVersionWarning":
             notes.append(str(warning.message).split(". ")[0])

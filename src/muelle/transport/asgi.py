@@ -19,6 +19,15 @@ App: TypeAlias = Callable[
     Awaitable[None],
 ]
 
+OWN_HEADERS = (
+    b"content-length",
+    b"x-request-id",
+    b"x-content-type-options",
+    b"date",
+    b"connection",
+)
+"""What the connection writes into every answer itself."""
+
 log = logging.getLogger("muelle.http")
 
 
@@ -116,6 +125,6 @@ def _answer(start: Message, body: bytes) -> Answer:
         name = bytes(raw_name).lower()
         if name == b"content-type":
             content_type = bytes(value)
-        elif name not in (b"content-length", b"x-request-id", b"date", b"connection"):
+        elif name not in OWN_HEADERS:
             headers.append((name, bytes(value)))
     return Answer(start["status"], content_type, body, tuple(headers))

@@ -23,6 +23,8 @@ from muelle.transport.heads import END, Head, HeadError, HeadReader
 STATUS_LINES = MappingProxyType(
     {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 )
+FIXED_LINES = b"x-content-type-options: nosniff\r\n"
+"""In every answer: a browser must not guess that JSON is a page."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER_S = 2.0
 MAX_PENDING_BYTES = 256 * 1024
@@ -363,6 +365,7 @@ class HttpConnection(asyncio.Protocol):
             answer.content_type,
             b"\r\ncontent-length: %d\r\nx-request-id: %s\r\n"
             % (len(body), self._request_id.encode()),
+            FIXED_LINES,
             self._site.date_line,
             answer.head_lines,
         ]

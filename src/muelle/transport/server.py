@@ -12,7 +12,14 @@ from email.utils import formatdate
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
 from muelle.transport.asgi import AsgiHost
-from muelle.transport.connection import Cancel, Endpoint, HttpConnection, Reply, State
+from muelle.transport.connection import (
+    FIXED_LINES,
+    Cancel,
+    Endpoint,
+    HttpConnection,
+    Reply,
+    State,
+)
 from muelle.transport.heads import HeadReader
 
 SWEEP_S = 0.25
@@ -118,7 +125,7 @@ class HttpServer:
         """Return the head of a plain answer, to be completed with length and request number."""
         fixed = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n" % content_type
         numbers = b"content-length: %%d\r\nx-request-id: %s-%%x\r\n" % self._id_prefix.encode()
-        return fixed + numbers + (self.date_line + lines).replace(b"%", b"%%") + b"\r\n"
+        return fixed + numbers + (FIXED_LINES + self.date_line + lines).replace(b"%", b"%%") + b"\r\n"
 
     def opened(self, connection: HttpConnection) -> bool:
         """Count a connection in. False: there are too many."""

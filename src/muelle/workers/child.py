@@ -262,6 +262,9 @@ def _plain(array: np.ndarray[Any, Any]) -> Any:
     if array.dtype == object:
         texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in array.flat]
         return np.array(texts, dtype=object).reshape(array.shape).tolist()
+    if array.dtype in (np.float32, np.float16):
+        # The shortest text that gives the same number back: 6.1, not 6.099999904632568.
+        return array.astype(str).astype(np.float64).tolist()
     return array.tolist()
 
 
@@ -281,7 +284,10 @@ def load_artifact(message: m.Load) -> LoadedModel:
 
     runtime = Registry().by_name(message.runtime)
     options = LoadOptions(
-        threads=message.threads, max_batch_size=message.max_batch_size, name=message.name
+        threads=message.threads,
+        max_batch_size=message.max_batch_size,
+        format=message.format,
+        name=message.name,
     )
     return runtime.load(Path(message.path), options)
 
