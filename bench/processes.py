@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-MIB = 1024 * 1024
+MB = 1_000_000
 SERVER_CORE, CLIENT_CORE = 0, 1
 
 
@@ -132,13 +132,21 @@ def cpu_s_of(pid: int) -> float:
     return sum(int(f) for f in fields[11:15]) / TICKS_PER_S if fields else 0.0
 
 
-def rss_mib(pid: int) -> float:
-    """Return a process's resident memory in MiB, 0 when it is gone."""
+def rss_mb(pid: int) -> float:
+    """Return a process's resident memory in MB (10^6 bytes), 0 when it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
         return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+    return pages * os.sysconf("SC_PAGE_SIZE") / MB
+
+
+def import_rss_mb(python: str, statement: str) -> float:
+    """Return the resident memory in MB of a fresh interpreter after an import statement."""
+    code = f"{statement}; print(open('/proc/self/statm').read())"
+    command = [python, "-I", "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(told.split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
 
 
 def n_descriptors(pid: int) -> int:

@@ -142,7 +142,7 @@ class HotJob(Job):
         self.deadline = arrived + endpoint.timeout_s
         self.key = None
         self.n_rows = 1
-        self.nbytes = endpoint.row_bytes
+        self.nbytes = endpoint.row_bytes or sum(map(len, columns))
         self.places = None
         self.sink = endpoint
         self.state = WAITING

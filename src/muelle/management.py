@@ -29,6 +29,7 @@ from muelle.inference import (
     V2Http,
 )
 from muelle.protocols.native import NativeCodec
+from muelle.protocols.native_plain import NativePlain
 from muelle.protocols.v2 import V2Codec
 from muelle.protocols.v2_plain import V2Plain
 from muelle.repository.digest import digest_artifact
@@ -156,7 +157,10 @@ class ManagementService:
         }
         name, number, depth = artifact.model, artifact.version, config.limits.json_depth
         codecs: tuple[tuple[Codec, PlainCodec | None], ...] = (
-            (NativeHttp(NativeCodec(name, number, signature, **common)), None),
+            (
+                NativeHttp(NativeCodec(name, number, signature, **common)),
+                NativePlain(name, number, signature),
+            ),
             (
                 V2Http(V2Codec(name, number, signature, **common)),
                 V2Plain(name, number, signature, depth),

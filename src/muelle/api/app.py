@@ -217,7 +217,7 @@ async def _refused(request: Request, exc: Exception) -> Response:
         answer = Answer(204, b"", b"", ((b"Allow", f"{allowed}, OPTIONS".encode()),))
         return _response(answer, request_id)
     path = request.scope["path"]
-    is_v2 = path.startswith("/v2/")
+    is_v2 = path == "/v2" or path.startswith("/v2/")
     error: MuelleError
     if exc.status_code == 405:
         text = "Method Not Allowed" if is_v2 else f"this path takes {allowed}"

@@ -208,7 +208,7 @@ def _examples(body: Any, address: str) -> dict[str, Any]:
     if body is None:
         return {}
     if len(msgspec.json.encode(body)) > EXAMPLE_LIMIT_BYTES:
-        return {"examples": {"one row": {"externalValue": f"/{address}"}}}
+        return {"examples": {"one row": {"externalValue": address}}}
     return {"example": body}
 
 

@@ -1,4 +1,4 @@
-"""One total table per protocol: error code -> HTTP status. A new code fails the test until it has a row."""
+"""One total table per protocol: error code -> HTTP status. A test wants a row for each code."""
 
 from __future__ import annotations
 

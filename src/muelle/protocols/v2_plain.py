@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -71,7 +72,7 @@ class V2Plain:
 
 
 def _reader(
-    decoder: msgspec.json.Decoder, signature: Signature  # type: ignore[type-arg]
+    decoder: msgspec.json.Decoder[Any], signature: Signature
 ) -> Callable[[bytes], Sequence[bytes] | None]:
     decode = decoder.decode
     one_rows = [[1, *spec.row_shape] for spec in signature.inputs]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from muelle.core.errors import (
     BadRequest,
@@ -62,11 +62,18 @@ class PoolSpec:
     output_limit_bytes: int = 1024**3
 
 
-class Observer:
-    """Receives what is worth counting. The default counts nothing; telemetry overrides it."""
+class Observer(Protocol):
+    """Receives what is worth counting; telemetry is one."""
 
-    def batch(self, n_rows: int, compute_s: float, jobs: list[Job], began: float) -> None:
-        """A batch ran."""
+    def batch(self, n_rows: int, compute_s: float, jobs: Sequence[Job], ended: float) -> None:
+        """A batch ran for compute_s and ended at `ended` (monotonic seconds)."""
+
+
+class Uncounted:
+    """An observer that counts nothing."""
+
+    def batch(self, n_rows: int, compute_s: float, jobs: Sequence[Job], ended: float) -> None:
+        """Do nothing."""
 
 
 class _Seat:
@@ -104,7 +111,7 @@ class WorkerPool:
         self._loop = loop
         self._now = time.monotonic
         self._listener = listener
-        self._observer = observer or Observer()
+        self._observer = observer or Uncounted()
         self._policy = RestartPolicy()
         self._seats = [_Seat(i) for i in range(spec.workers)]
         self._batcher = self._new_batcher(spec.max_batch_size)

@@ -1,0 +1,425 @@
+"""The native protocol: rows in, one prediction per row out. JSON, CSV, NumPy and Arrow bodies.
+
+Pure functions over whole requests. Conversion of values is in `table`, answers' forms are in
+`native_answers`; the common one-row case has a short cut in `native_plain`.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import math
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+import msgspec
+import numpy as np
+
+from muelle.core.errors import BadRequest, MuelleError, NotAcceptable, UnsupportedMedia
+from muelle.core.request import InferRequest, InferResponse, Tensor, encode_array
+from muelle.core.signature import Signature, TensorSpec
+from muelle.core.tensor import DATATYPES, element_count
+from muelle.protocols import table
+from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.protocols.native_answers import AnswerWriter
+from muelle.protocols.status import HTTP_STATUS
+from muelle.protocols.v2_wire import is_deeper
+
+CSV = b"text/csv"
+NPY = b"application/x-npy"
+ARROW = b"application/vnd.apache.arrow.stream"
+PROBLEM = b"application/problem+json"
+READABLE = (JSON, CSV, NPY, ARROW)
+MAX_NPY_HEADER = 10_000
+
+Form = Literal["json", "csv", "npy"]
+JsonNan = Literal["error", "null", "string"]
+
+_FORMS: Mapping[bytes, Form] = {JSON: "json", CSV: "csv", NPY: "npy"}
+_NOT_JSON = re.compile(rb"\b(?:NaN|Infinity)\b")
+_FAULTS = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+class NativeRequest(InferRequest):
+    """A request with the form of the answer that its caller wants."""
+
+    __slots__ = ("form", "picked")
+
+    def __init__(
+        self, inputs: list[Tensor], n_rows: int, form: Form, picked: tuple[str, ...]
+    ) -> None:
+        super().__init__(inputs, n_rows, outputs=picked)
+        self.form: Form = form
+        self.picked = picked
+        """Outputs named by `?outputs=`, shown as they are; empty for the usual answer."""
+
+
+class NativeCodec:
+    """The native codec of one model version. Immutable; may be used from any thread."""
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        signature: Signature,
+        json_nan: JsonNan,
+        json_depth: int,
+        max_batch_size: int,
+    ) -> None:
+        self.signature = signature
+        self._has_rows = signature.has_rows
+        self._json_depth = json_depth
+        self._output_names = tuple(spec.name for spec in signature.outputs)
+        self._writer = AnswerWriter(model, version, signature, json_nan)
+        self._readers: Mapping[bytes, Callable[[bytes], list[Tensor]]] = {
+            JSON: self._read_json,
+            CSV: self._read_csv,
+            NPY: self._read_npy,
+            ARROW: self._read_arrow,
+        }
+
+    # --- request ---
+
+    def decode(self, request: HttpRequest) -> NativeRequest:
+        """Read a request by its Content-Type (none: JSON).
+
+        Raise UnsupportedMedia, NotAcceptable, or BadRequest, which names the field at fault.
+        """
+        form = _wanted_form(request.headers.get(b"accept", b""))
+        picked = self._picked(request.query)
+        media = request.headers.get(b"content-type", JSON).partition(b";")[0].strip().lower()
+        reader = self._readers.get(media or JSON)
+        if reader is None:
+            known = ", ".join(name.decode() for name in READABLE)
+            raise UnsupportedMedia(
+                f"content type {_shown(media)!r} is not read here; known: {known}"
+            )
+        inputs = reader(request.body)
+        n_rows = self._rows(inputs)
+        return NativeRequest(inputs, n_rows, form, picked)
+
+    def _rows(self, inputs: list[Tensor]) -> int:
+        if not self._has_rows:
+            return 1
+        counts = {tensor.name: tensor.shape[0] for tensor in inputs}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise BadRequest(f"inputs: the tensors have different numbers of rows: {told}")
+        n_rows = next(iter(counts.values()), 0)
+        if n_rows == 0:
+            raise BadRequest("instances: empty; send at least one row", field="instances")
+        return n_rows
+
+    def _picked(self, query: bytes) -> tuple[str, ...]:
+        if not query:
+            return ()
+        wanted = parse_qs(query.decode("latin-1")).get("outputs", [])
+        names = tuple(name for text in wanted for name in text.split(",") if name)
+        for name in names:
+            if name not in self._output_names:
+                raise BadRequest(
+                    f"outputs: no output {name[:80]!r}; there is: {', '.join(self._output_names)}",
+                    field="outputs",
+                )
+        return names
+
+    # --- bodies ---
+
+    def _read_json(self, body: bytes) -> list[Tensor]:
+        value = self._json(body)
+        names = self.signature.column_names
+        if type(value) is list:
+            return self._instances(value)
+        if type(value) is not dict:
+            raise BadRequest(
+                f"request body: {table.kind_of(value)}; send "
+                '{"instances": [...]}, {"inputs": {...}}, a list of rows or one record'
+            )
+        if "instances" in value and "instances" not in names:
+            _only(value, "instances")
+            rows = value["instances"]
+            if type(rows) is not list:
+                raise BadRequest(
+                    f"instances: {table.kind_of(rows)}, expected a list of rows", field="instances"
+                )
+            return self._instances(rows)
+        if "inputs" in value and "inputs" not in names:
+            _only(value, "inputs")
+            return self._tensors(value["inputs"])
+        return self._instances([value])
+
+    def _instances(self, rows: list[Any]) -> list[Tensor]:
+        if not self._has_rows:
+            raise BadRequest(
+                'instances: this model has no rows; send {"inputs": {tensor: value}}',
+                field="instances",
+            )
+        if not rows:
+            raise BadRequest("instances: empty; send at least one row", field="instances")
+        return table.tensors_of_instances(self.signature, rows)
+
+    def _tensors(self, value: Any) -> list[Tensor]:
+        specs = {spec.name: spec for spec in self.signature.inputs}
+        if type(value) is not dict:
+            if len(specs) != 1:
+                raise BadRequest(
+                    f"inputs: {table.kind_of(value)}, expected an object with {', '.join(specs)}",
+                    field="inputs",
+                )
+            value = {next(iter(specs)): value}
+        for name in value:
+            if name not in specs:
+                raise BadRequest(
+                    f"inputs.{name[:80]}: unknown; the model wants {', '.join(specs)}",
+                    field=f"inputs.{name[:80]}",
+                )
+        tensors = []
+        for name, spec in specs.items():
+            if name in value:
+                tensors.append(table.tensor_of_nested(spec, value[name], self._has_rows))
+            elif not spec.optional:
+                raise BadRequest(
+                    f"inputs.{name}: missing; the model wants {spec.describe()}",
+                    field=f"inputs.{name}",
+                )
+        return tensors
+
+    def _json(self, body: bytes) -> Any:
+        if is_deeper(body, self._json_depth):
+            raise BadRequest(f"request body: JSON is nested deeper than {self._json_depth}")
+        try:
+            return msgspec.json.decode(body)
+        except _FAULTS as exc:
+            what = "is not UTF-8" if isinstance(exc, UnicodeError) else str(exc)
+            if isinstance(exc, RecursionError):
+                what = "JSON is nested too deep"
+            if _NOT_JSON.search(body):
+                what += "; NaN and Infinity are not JSON: send null for a missing number"
+            raise BadRequest(f"request body: {what}") from None
+
+    def _read_csv(self, body: bytes) -> list[Tensor]:
+        self._tables_only("text/csv")
+        try:
+            rows = [row for row in csv.reader(io.StringIO(body.decode("utf-8-sig"))) if row]
+        except (UnicodeError, csv.Error) as exc:
+            text = "is not UTF-8" if isinstance(exc, UnicodeError) else str(exc)
+            raise BadRequest(f"CSV: {text}") from None
+        if not rows:
+            raise BadRequest("CSV: empty; send at least one row")
+        names = table.table_names(self.signature, len(rows[0]))
+        first = [cell.strip() for cell in rows[0]]
+        if _is_header(first, names, self.signature):
+            if self.signature.column_names == names:
+                table.check_table(self.signature, first)
+                names = tuple(first)
+            rows = rows[1:]
+        if not rows:
+            raise BadRequest("CSV: a header but no row")
+        for index, row in enumerate(rows):
+            if len(row) != len(names):
+                raise BadRequest(
+                    f"CSV row {index}: {len(row)} values, the model wants {len(names)}"
+                    f"{': ' + ', '.join(names[:20]) if names[0] != '0' else ''}"
+                )
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        return table.tensors_of_columns(self.signature, columns, len(rows), from_text=True)
+
+    def _read_npy(self, body: bytes) -> list[Tensor]:
+        spec = self._only_input("application/x-npy")
+        array = _npy_array(body)
+        return [_tensor_of_array(spec, array)]
+
+    def _read_arrow(self, body: bytes) -> list[Tensor]:
+        self._tables_only("Arrow")
+        if importlib.util.find_spec("pyarrow") is None:
+            raise UnsupportedMedia(
+                "Arrow bodies need pyarrow on the server: pip install 'muelle[arrow]'"
+            )
+        import pyarrow as pa
+
+        try:
+            with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
+                found = reader.read_all()
+            found.validate(full=True)
+            names = [str(name) for name in found.column_names]
+            columns = {name: found.column(i).to_pylist() for i, name in enumerate(names)}
+        except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as exc:
+            raise BadRequest(f"Arrow: not a readable stream ({type(exc).__name__})") from None
+        if found.num_rows == 0:
+            raise BadRequest("Arrow: no rows; send at least one")
+        own = table.table_names(self.signature, len(names))
+        if own == self.signature.column_names:
+            table.check_table(self.signature, names)
+            columns = {name: columns[name] for name in own if name in columns}
+        return table.tensors_of_columns(self.signature, columns, found.num_rows, from_text=False)
+
+    def _tables_only(self, what: str) -> None:
+        specs = self.signature.inputs
+        flat = all(element_count(spec.row_shape) == 1 for spec in specs)
+        if not (self._has_rows and (flat or (len(specs) == 1 and len(specs[0].shape) == 2))):
+            raise UnsupportedMedia(f"{what}: this model's inputs are no table; send JSON or npy")
+
+    def _only_input(self, what: str) -> TensorSpec:
+        if len(self.signature.inputs) != 1:
+            names = ", ".join(spec.name for spec in self.signature.inputs)
+            raise UnsupportedMedia(f"{what} carries one tensor, the model wants {names}; send JSON")
+        return self.signature.inputs[0]
+
+    # --- answer ---
+
+    def encode(self, request: NativeRequest, response: InferResponse) -> Answer:
+        """Write the answer in the form asked for. Raise NotAcceptable when it does not fit."""
+        return self._writer.write(request.form, request.picked, response)
+
+
+def encode_error(error: Exception, request_id: str) -> Answer:
+    """Write an error as problem details (RFC 9457). What is no MuelleError tells no detail."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: dict[str, Any]
+    if isinstance(error, MuelleError):
+        status = HTTP_STATUS[error.code]
+        body = {"type": "about:blank", "title": _title(status), "status": status}
+        body |= {"detail": error.message, "code": error.code.value}
+        if error.field:
+            body["field"] = error.field
+        if error.retry_after_s is not None:
+            headers = ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),)
+    else:
+        status = 500
+        body = {"type": "about:blank", "title": _title(status), "status": status}
+        body |= {"detail": "internal error; the log has it under the request id"}
+        body |= {"code": "internal"}
+    body["request_id"] = request_id
+    return Answer(status, PROBLEM, msgspec.json.encode(body), headers)
+
+
+def example_body(signature: Signature, example: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON body that answers 200, from one example row per tensor (nested lists)."""
+    specs = [spec for spec in signature.inputs if spec.name in example]
+    if not signature.has_rows:
+        return {"inputs": {spec.name: example[spec.name] for spec in specs}}
+    if len(signature.inputs) == 1:
+        row = example[specs[0].name][0]
+        if specs[0].columns:
+            return {"instances": [dict(zip(specs[0].columns, row, strict=True))]}
+        return {"instances": [row]}
+    return {"instances": [{spec.name: example[spec.name][0] for spec in specs}]}
+
+
+def _title(status: int) -> str:
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
+
+
+def _only(value: dict[str, Any], name: str) -> None:
+    for other in value:
+        if other != name:
+            raise BadRequest(f"{other[:80]}: unknown member beside {name!r}", field=other[:80])
+
+
+def _shown(text: bytes) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:80].decode("latin-1"))
+
+
+def _wanted_form(accept: bytes) -> Form:
+    """Choose the answer's form from Accept: the highest q that we can write, JSON for anything."""
+    if not accept or accept == b"*/*":
+        return "json"
+    best: tuple[float, Form] | None = None
+    for part in accept.split(b","):
+        media, _, parameters = part.partition(b";")
+        media = media.strip().lower()
+        form: Form | None = _FORMS.get(media)
+        if media in (b"*/*", b"application/*", b"application/problem+json"):
+            form = "json"
+        elif media == b"text/*":
+            form = "csv"
+        if form is None:
+            continue
+        q = 1.0
+        for parameter in parameters.split(b";"):
+            name, _, text = parameter.strip().partition(b"=")
+            if name == b"q":
+                try:
+                    q = float(text)
+                except ValueError:
+                    q = 0.0
+        if q > 0 and (best is None or q > best[0]):
+            best = (q, form)
+    if best is None:
+        known = ", ".join(name.decode() for name in _FORMS)
+        raise NotAcceptable(f"Accept: {_shown(accept)!r}; answers come as {known}")
+    return best[1]
+
+
+def _is_header(first: list[str], names: tuple[str, ...], signature: Signature) -> bool:
+    """Whether the first CSV row names columns: it does when a name of the model is in it, or when
+    it holds text where the model wants numbers only."""
+    if set(first) & set(signature.column_names):
+        return True
+    if any(spec.datatype == "BYTES" for spec in signature.inputs):
+        return False
+    return not any(_is_number(cell) for cell in first)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell.lower() in ("true", "false", "")
+    return True
+
+
+def _npy_array(body: bytes) -> np.ndarray[Any, Any]:
+    """Read a .npy body without pickle. Its claims are compared with the bytes that are there."""
+    stream = io.BytesIO(body)
+    try:
+        major, minor = np.lib.format.read_magic(stream)
+        if (major, minor) == (1, 0):
+            read = np.lib.format.read_array_header_1_0
+        elif (major, minor) == (2, 0):
+            read = np.lib.format.read_array_header_2_0
+        else:
+            raise BadRequest(f"npy: format version {major}.{minor}; 1.0 and 2.0 are read here")
+        shape, fortran, dtype = read(stream, max_header_size=MAX_NPY_HEADER)
+    except BadRequest:
+        raise
+    except Exception:
+        # The header is a Python literal: NumPy's parser raises whatever it stumbles over.
+        raise BadRequest("npy: the header cannot be read") from None
+    if dtype.hasobject:
+        raise BadRequest("npy: Python objects are never unpickled; save numbers or strings")
+    if any(type(d) is not int or d < 0 for d in shape):
+        raise BadRequest("npy: a dimension is no whole number")
+    count, left = element_count(shape), len(body) - stream.tell()
+    if count * dtype.itemsize != left:
+        raise BadRequest(
+            f"npy: shape {list(shape)} of {dtype.str} needs {count * dtype.itemsize} bytes, "
+            f"{left} are there"
+        )
+    flat: np.ndarray[Any, Any] = np.frombuffer(body, dtype, count, stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _tensor_of_array(spec: TensorSpec, array: np.ndarray[Any, Any]) -> Tensor:
+    wanted = spec.describe()
+    if array.ndim != len(spec.shape) or any(
+        want >= 0 and got != want for got, want in zip(array.shape, spec.shape, strict=False)
+    ):
+        raise BadRequest(f"npy: shape {list(array.shape)}, the model wants {spec.name} {wanted}")
+    if spec.datatype == "BYTES":
+        if array.dtype.kind not in "SU":
+            raise BadRequest(f"npy: {array.dtype.str} elements, the model wants text ({wanted})")
+        raw = encode_array("BYTES", array.astype(object))
+        return Tensor.raw(spec.name, "BYTES", list(array.shape), raw)
+    target = np.dtype(np.float32 if spec.datatype == "BF16" else DATATYPES[spec.datatype].numpy)
+    if not np.can_cast(array.dtype, target, casting="same_kind") or array.dtype.kind == "c":
+        raise BadRequest(f"npy: {array.dtype.str} elements, the model wants {wanted}")
+    cast = array.astype(target, order="C")
+    if target.kind in "iu" and not np.array_equal(cast, array):
+        raise BadRequest(f"npy: a value is out of range for {spec.datatype}")
+    raw = encode_array(spec.datatype, cast)
+    return Tensor.raw(spec.name, spec.datatype, list(array.shape), raw)

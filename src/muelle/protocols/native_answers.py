@@ -1,0 +1,192 @@
+"""The native protocol's answers: JSON, CSV and npy. Not for requests (`native`)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+
+from muelle.core.errors import NotAcceptable
+from muelle.core.request import InferResponse, OutputTensor
+from muelle.core.signature import Signature, TensorSpec
+from muelle.protocols.http import JSON, Answer
+
+CSV = b"text/csv; charset=utf-8"
+NPY = b"application/x-npy"
+JsonNan = Literal["error", "null", "string"]
+Texts = list[bytes]
+"""JSON text of one output, one item per row."""
+
+
+class AnswerWriter:
+    """Writes the answers of one model version."""
+
+    def __init__(self, model: str, version: str, signature: Signature, json_nan: JsonNan) -> None:
+        self._json_nan = json_nan
+        self._has_rows = signature.has_rows
+        self._specs = {spec.name: spec for spec in signature.outputs}
+        self._dress = dressing(signature)
+        head = msgspec.json.encode({"model": model, "version": version})[:-1]
+        self.opening = head + b',"predictions":['
+
+    def write(
+        self, form: Literal["json", "csv", "npy"], picked: tuple[str, ...], response: InferResponse
+    ) -> Answer:
+        """Write one answer. Raise NotAcceptable when its form cannot carry it."""
+        outputs = list(response.outputs)
+        if picked:
+            by_name = {tensor.name: tensor for tensor in outputs}
+            outputs = [by_name[name] for name in picked]
+        if form == "npy":
+            return self._npy(outputs)
+        if form == "csv":
+            return self._csv(outputs)
+        rows = self._rows(outputs, plain=bool(picked))
+        return Answer(200, JSON, self.opening + b",".join(rows) + b"]}")
+
+    def _rows(self, outputs: Sequence[OutputTensor], plain: bool) -> Texts:
+        columns = [self._texts(tensor) for tensor in outputs]
+        if not plain and self._dress is not None:
+            return self._dress(columns)
+        if len(columns) == 1:
+            return columns[0]
+        names = [msgspec.json.encode(tensor.name) + b":" for tensor in outputs]
+        return [object_text(names, row) for row in zip(*columns, strict=True)]
+
+    def _texts(self, tensor: OutputTensor) -> Texts:
+        """Return the JSON text of each row of an output (of the whole, without a rows axis)."""
+        array = tensor.array()
+        if not self._has_rows:
+            array = array[np.newaxis]
+        if array.dtype.kind == "f" and self._json_nan != "null" and tensor.has_nonfinite():
+            if self._json_nan == "error":
+                raise NotAcceptable(
+                    f"output {tensor.name!r} holds NaN or infinity, which JSON has no word for; "
+                    "ask for application/x-npy or text/csv, or set json_nan to null or string"
+                )
+            return [orjson.dumps(_spelled(row)) for row in array.tolist()]
+        if self._has_rows and array.ndim <= 2:
+            texts = tensor.batch.json_rows()[tensor.start : tensor.stop]
+            return texts if array.ndim == 1 else [b"[" + text + b"]" for text in texts]
+        if array.dtype == object:
+            return [orjson.dumps(_text(row)) for row in array.tolist()]
+        if array.dtype == np.float16:
+            array = array.astype(np.float32)
+        return [
+            orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
+            if np.ndim(row)
+            else orjson.dumps(row.item())
+            for row in array
+        ]
+
+    def _npy(self, outputs: Sequence[OutputTensor]) -> Answer:
+        if len(outputs) != 1:
+            names = ", ".join(tensor.name for tensor in outputs)
+            raise NotAcceptable(
+                f"application/x-npy carries one output, there are {names}; pick one by ?outputs="
+            )
+        array = outputs[0].array()
+        if array.dtype == object:
+            array = np.array(_text(array.tolist()), dtype=np.str_)
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        return Answer(200, NPY, stream.getvalue())
+
+    def _csv(self, outputs: Sequence[OutputTensor]) -> Answer:
+        header: list[str] = []
+        columns: list[list[Any]] = []
+        for tensor in outputs:
+            array = tensor.array()
+            if not self._has_rows:
+                array = array[np.newaxis]
+            flat = array.reshape(array.shape[0], -1)
+            if flat.dtype in (np.float32, np.float16):
+                # The shortest text that gives the same number back, as JSON has it.
+                flat = flat.astype(str)
+            values = _text(flat.tolist())
+            header += column_names(self._specs[tensor.name], flat.shape[1])
+            columns += [list(column) for column in zip(*values, strict=True)]
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
+        return Answer(200, CSV, stream.getvalue().encode())
+
+
+def dressing(signature: Signature) -> Callable[[Sequence[Texts]], Texts] | None:
+    """Return what turns a classifier's outputs into `{"label", "probabilities": {class: p}}`.
+
+    None when the outputs are no classifier's. Takes JSON texts per output, gives them per row.
+    """
+    if not signature.has_rows:
+        return None
+    roles = {spec.role: index for index, spec in enumerate(signature.outputs) if spec.role}
+    if len(roles) != len(signature.outputs):
+        return None
+    label_at, probabilities_at = roles.get("label"), roles.get("probabilities")
+    if probabilities_at is None:
+        if label_at is None or len(signature.outputs) != 1:
+            return None
+        return lambda columns: [b'{"label":' + text + b"}" for text in columns[0]]
+    classes = signature.outputs[probabilities_at].classes
+    if not classes:
+        return None
+    keys = [msgspec.json.encode(class_text(c)) + b":" for c in classes]
+    labels = [msgspec.json.encode(c) for c in classes]
+
+    def dress(columns: Sequence[Texts]) -> Texts:
+        rows = []
+        for index, text in enumerate(columns[probabilities_at]):
+            values = text.strip(b"[]").split(b",")
+            if label_at is None:
+                numbers = [-math.inf if v == b"null" else float(v.strip(b'"')) for v in values]
+                label = labels[numbers.index(max(numbers))]
+            else:
+                label = columns[label_at][index]
+            body = object_text(keys, values)
+            rows.append(b'{"label":' + label + b',"probabilities":' + body + b"}")
+        return rows
+
+    return dress
+
+
+def object_text(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
+    """Join `"key":` and value texts to a JSON object."""
+    pairs = [key + value for key, value in zip(keys, values, strict=True)]
+    return b"{" + b",".join(pairs) + b"}"
+
+
+def class_text(label: Any) -> str:
+    """Return a class as a JSON key: numbers and booleans as JSON writes them."""
+    return label if isinstance(label, str) else msgspec.json.encode(label).decode()
+
+
+def column_names(spec: TensorSpec, width: int) -> list[str]:
+    """Return the CSV column names of an output."""
+    if spec.classes and len(spec.classes) == width:
+        return [f"probability_{class_text(c)}" for c in spec.classes]
+    if width == 1:
+        return [spec.name]
+    return [f"{spec.name}_{i}" for i in range(width)]
+
+
+def _spelled(value: Any) -> Any:
+    """Return nested numbers with NaN and infinity as strings."""
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _text(value: Any) -> Any:
+    """Return nested bytes as text."""
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
