@@ -20,7 +20,6 @@ from bench.measure import LIMIT_CONNECTIONS, ModelResult
 from bench.peers import HERE
 
 PACKAGES = ("muelle", "numpy", "onnxruntime", "uvloop", "httptools", "msgspec", "orjson")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +245,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def write_between_marks(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page. Raise ValueError when it has none."""
+def write_between_marks(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's marks of this name. Raise ValueError without them."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     old = page.read_text()
-    if BEGIN not in old or END not in old:
-        raise ValueError(f"{page.name} lacks the marks {BEGIN} and {END}")
-    head, tail = old.split(BEGIN)[0], old.split(END)[1]
-    page.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}")
+    if begin not in old or end not in old:
+        raise ValueError(f"{page.name} lacks the marks {begin} and {end}")
+    head, tail = old.split(begin)[0], old.split(end)[1]
+    page.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}")

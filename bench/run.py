@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     say(f"written to {save(report, text)}")
     if options.docs:
-        write_between_marks(HERE.parent / "docs" / "performance.md", text)
+        write_between_marks(HERE.parent / "docs" / "performance.md", "measured", text)
     if report.n_failed():
         say(f"bench: {report.n_failed()} requests failed under load")
         return 1

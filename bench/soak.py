@@ -1,6 +1,6 @@
 """Does the server keep its size? A million mixed requests, memory and descriptors watched.
 
-    python -m bench.soak [--requests 1000000] [--plant-leak [BYTES]] [--plant-open-files]
+    python -m bench.soak [--requests 1000000] [--plant-leak [BYTES]] [--plant-open-files] [--docs]
 
 Fails when an answer is wrong, when the server grows by more than 5 MB from the middle on, when a
 descriptor is left over, or when a worker was replaced. Not a speed figure. The planted faults are
@@ -25,6 +25,7 @@ from bench.load import free_port, is_up
 from bench.models import BenchModel, bench_model
 from bench.peers import HERE, WORK, muelle_command, peers_of, say
 from bench.processes import ServerProcess, n_descriptors, rss_mb
+from bench.report import machine, write_between_marks
 from bench.traffic import Question, Tally, ask_all, every_one, in_turn, mixed_questions
 
 GROWTH_LIMIT_MB = 5.0
@@ -40,7 +41,7 @@ PLANTED_EVERY = 1_000
 class Sample:
     """Sizes after so many requests, in MB."""
 
-    n_asked: int
+    n_done: int
     server_mb: float
     workers_mb: float
 
@@ -93,7 +94,7 @@ class SoakResult:
         inside = [
             s.server_mb
             for s in self.samples
-            if start * self.n_requests <= s.n_asked <= stop * self.n_requests
+            if start * self.n_requests <= s.n_done <= stop * self.n_requests
         ]
         return statistics.median(inside)
 
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="keep so many bytes per request (default 100)",
     )  # fmt: skip
     parser.add_argument("--plant-open-files", action="store_true", help="leave descriptors open")
+    parser.add_argument("--docs", action="store_true", help="write it to docs/performance.md")
     options = parser.parse_args(arguments)
     result = soak(
         options.requests,
@@ -119,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress=True,
     )
     print(result.text())
+    if options.docs:
+        page = HERE.parent / "docs" / "performance.md"
+        write_between_marks(page, "soak", f"{machine()['processor']}: {result.text()}.\n")
     for fault in result.faults():
         say(f"soak: {fault}")
     return 1 if result.faults() else 0
@@ -166,6 +171,7 @@ class Watch:
         self._n_callers = n_callers
         self._progress = progress
         self._every = max(1, n_requests // N_SAMPLES)
+        self._n_done = 0
         self.result = SoakResult(n_requests, Tally())
 
     async def run(self, seed: int) -> SoakResult:
@@ -194,17 +200,18 @@ class Watch:
             port=self._port,
             n_callers=self._n_callers,
             tally=tally,
-            noted=self._note if sampling else lambda n: None,
+            noted=self._note if sampling else lambda: None,
         )
 
-    def _note(self, n_asked: int) -> None:
-        if n_asked % self._every:
+    def _note(self) -> None:
+        self._n_done += 1
+        if self._n_done % self._every:
             return
         server, *workers = self._server.tree()
         workers_mb = sum(rss_mb(pid) for pid in workers)
-        self.result.samples.append(Sample(n_asked, rss_mb(server), workers_mb))
+        self.result.samples.append(Sample(self._n_done, rss_mb(server), workers_mb))
         if self._progress and len(self.result.samples) % (N_SAMPLES // 20) == 0:
-            say(f"{n_asked:,} asked, server {self.result.samples[-1].server_mb:.1f} MB")
+            say(f"{self._n_done:,} done, server {self.result.samples[-1].server_mb:.1f} MB")
 
     async def _quiet(self, like: dict[int, int] | None = None) -> dict[int, int]:
         """Return open descriptors by process once they stand still, or are as they were before."""

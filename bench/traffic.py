@@ -92,7 +92,7 @@ def mixed_questions(model: BenchModel, *, body_limit_bytes: int = 64 * 1024 * 10
         return one + pairs
 
     def native_right(start: int, stop: int) -> Check:
-        return right(numbers_of_native, model.expected[start:stop], model.tolerance)
+        return right(probabilities_of_native, model.expected[start:stop], model.tolerance)
 
     def v2_right(start: int, stop: int) -> Check:
         return right(read_v2, model.expected[start:stop], model.tolerance)
@@ -135,7 +135,7 @@ def mixed_questions(model: BenchModel, *, body_limit_bytes: int = 64 * 1024 * 10
         Question(
             "large",
             post(native, native_body(large)),
-            right(numbers_of_native, answers, model.tolerance),
+            right(probabilities_of_native, answers, model.tolerance),
         ),
         Question("large", post(v2, v2_body(large)), right(read_v2, answers, model.tolerance)),
         Question("large", binary_post(v2, large), right(read_v2, answers, model.tolerance)),
@@ -274,19 +274,19 @@ def nobody_looks(status: int, headers: Mapping[str, str], body: bytes) -> str:
     return ""
 
 
-def numbers_of_native(headers: Mapping[str, str], body: bytes) -> Array:
-    """Return the numbers of each prediction of a native answer: [rows, numbers]."""
-    predictions = json.loads(body)["predictions"]
-    return np.array([_numbers(p) for p in predictions], dtype=np.float32)
+def probabilities_of_native(headers: Mapping[str, str], body: bytes) -> Array:
+    """Return the probabilities of a native answer: [rows, classes].
 
-
-def _numbers(value: Any) -> list[float]:
-    """Return the numbers in a prediction, whether it is a number, a list or a record."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [number for part in value for number in _numbers(part)]
-    return [value]
+    Raise ValueError when a row's label is not its likeliest class.
+    """
+    rows: list[list[float]] = []
+    for prediction in json.loads(body)["predictions"]:
+        by_class: dict[str, float] = prediction["probabilities"]
+        likeliest = max(by_class, key=lambda label: by_class[label])
+        if str(prediction["label"]) != likeliest:
+            raise ValueError(f"label {prediction['label']!r}, likeliest class {likeliest!r}")
+        rows.append(list(by_class.values()))
+    return np.array(rows, dtype=np.float32)
 
 
 # --- callers ---
@@ -365,17 +365,17 @@ async def ask_all(
     port: int,
     n_callers: int,
     tally: Tally,
-    noted: Callable[[int], None] = lambda n: None,
+    noted: Callable[[], None] = lambda: None,
 ) -> None:
     """Ask until the questions end, by so many callers at once; close every connection.
 
-    `noted` is called with the number of questions asked so far, after each.
+    `noted` is called after each.
     """
     await asyncio.gather(*(_caller(questions, port, tally, noted) for _ in range(n_callers)))
 
 
 async def _caller(
-    questions: Iterator[Question], port: int, tally: Tally, noted: Callable[[int], None]
+    questions: Iterator[Question], port: int, tally: Tally, noted: Callable[[], None]
 ) -> None:
     loop = asyncio.get_running_loop()
     connection = Connection()
@@ -397,5 +397,5 @@ async def _caller(
         except (OSError, ValueError, TimeoutError) as exc:
             tally.note(question.kind, repr(exc))
             connection.close()
-        noted(tally.n_asked)
+        noted()
     connection.close()

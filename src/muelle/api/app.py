@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from muelle.api import answers, page
 from muelle.api.doors import ApiDoors
-from muelle.api.errors import error_encoder
+from muelle.api.errors import error_encoder, is_v2
 from muelle.api.openapi import describe
 from muelle.core.errors import MethodNotAllowed, MuelleError, RouteNotFound
 from muelle.core.ids import is_request_id, new_request_id
@@ -47,7 +47,7 @@ def build_app(doors: ApiDoors) -> FastAPI:
     )
     # Plain routes: FastAPI's own would check and copy every answer through response models.
     app.router.routes.extend(_routes(doors))
-    app.openapi = lambda: describe(doors.models(), doors.server_version)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(doors.models(), doors.server_version, doors.json_nan)  # type: ignore[method-assign]
     return app
 
 
@@ -148,7 +148,7 @@ def _pages(doors: ApiDoors) -> list[tuple[str, Question]]:
         return Answer(307, b"text/plain", b"see docs\n", ((b"Location", b"docs"),))
 
     def openapi(request: Request) -> Answer:
-        return answers.json_answer(describe(doors.models(), doors.server_version))
+        return answers.json_answer(describe(doors.models(), doors.server_version, doors.json_nan))
 
     def docs(request: Request) -> Answer:
         language = page.choose_language(
@@ -217,13 +217,12 @@ async def _refused(request: Request, exc: Exception) -> Response:
         answer = Answer(204, b"", b"", ((b"Allow", f"{allowed}, OPTIONS".encode()),))
         return _response(answer, request_id)
     path = request.scope["path"]
-    is_v2 = path == "/v2" or path.startswith("/v2/")
     error: MuelleError
     if exc.status_code == 405:
-        text = "Method Not Allowed" if is_v2 else f"this path takes {allowed}"
+        text = "Method Not Allowed" if is_v2(path) else f"this path takes {allowed}"
         error = MethodNotAllowed(text)
     else:
-        text = "Not Found" if is_v2 else "no such path; GET /docs shows what there is"
+        text = "Not Found" if is_v2(path) else "no such path; GET /docs shows what there is"
         error = RouteNotFound(text)
     answer = error_encoder(path)(error, request_id)
     if allowed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from muelle.core.status import ModelStatus
 from muelle.protocols.http import Answer, HttpRequest
+from muelle.protocols.native import JsonNan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +27,5 @@ class ApiDoors:
     """Answers a prediction in any protocol, errors too. Never raises."""
     server_name: str
     server_version: str
+    json_nan: JsonNan = "error"
+    """What JSON answers do with NaN and infinity, as configured."""

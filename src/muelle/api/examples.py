@@ -7,19 +7,9 @@ from typing import Any
 
 from muelle.core.signature import Signature, TensorSpec
 from muelle.core.tensor import element_count
+from muelle.protocols.native import example_body
 
 __all__ = ["example_body", "v2_example_body"]
-
-
-def example_body(signature: Signature, example: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a native request body with one row."""
-    if not signature.has_rows:
-        return {"inputs": dict(example)}
-    if len(signature.inputs) > 1:
-        return {"instances": [{name: value[0] for name, value in example.items()}]}
-    row = example[signature.inputs[0].name][0]
-    columns = signature.inputs[0].columns
-    return {"instances": [dict(zip(columns, row, strict=True)) if columns else row]}
 
 
 def v2_example_body(signature: Signature, example: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from muelle.api.examples import example_body, v2_example_body
 from muelle.api.schemas import Schema
 from muelle.core.signature import Signature
 from muelle.core.status import ModelStatus, VersionStatus
+from muelle.protocols.native import JsonNan
 
 PROBLEM = "application/problem+json"
 JSON = "application/json"
@@ -37,7 +38,9 @@ _ERRORS: Mapping[int, str] = {
 }
 
 
-def describe(models: Sequence[ModelStatus], server_version: str) -> dict[str, Any]:
+def describe(
+    models: Sequence[ModelStatus], server_version: str, json_nan: JsonNan = "error"
+) -> dict[str, Any]:
     """Return the whole document. Versions that were never loaded have no typed operation."""
     paths: dict[str, Any] = {}
     tags: list[dict[str, str]] = []
@@ -48,8 +51,10 @@ def describe(models: Sequence[ModelStatus], server_version: str) -> dict[str, An
         for version, address in _served(model):
             assert version.signature is not None
             identifier = names.unique(address)
-            for paths_of in (_native, _v2):
-                path, operation, made = paths_of(model, version, address, identifier)
+            for path, operation, made in (
+                _native(model, version, address, identifier, json_nan),
+                _v2(model, version, address, identifier),
+            ):
                 paths[path] = {"post": operation}
                 component_schemas |= made
     tags.append({"name": "control", "description": "What is served, and how it is"})
@@ -109,7 +114,9 @@ def _about(model: ModelStatus) -> str:
 Operation = tuple[str, dict[str, Any], dict[str, Schema]]
 
 
-def _native(model: ModelStatus, version: VersionStatus, address: str, name: str) -> Operation:
+def _native(
+    model: ModelStatus, version: VersionStatus, address: str, name: str, json_nan: JsonNan
+) -> Operation:
     signature = _signature(version)
     request, response = f"{name}.request", f"{name}.response"
     content: dict[str, Any] = {JSON: {"schema": _schema(request)}}
@@ -151,7 +158,7 @@ def _native(model: ModelStatus, version: VersionStatus, address: str, name: str)
     }
     made = {
         request: schemas.native_request(signature),
-        response: schemas.native_response(signature),
+        response: schemas.native_response(signature, json_nan),
     }
     return f"/{address}/predict", operation, made
 
@@ -159,9 +166,11 @@ def _native(model: ModelStatus, version: VersionStatus, address: str, name: str)
 def _v2(model: ModelStatus, version: VersionStatus, address: str, name: str) -> Operation:
     signature = _signature(version)
     request, response = f"{name}.v2.request", f"{name}.v2.response"
-    content: dict[str, Any] = {JSON: {"schema": _schema(request)}}
     body = v2_example_body(signature, version.example) if version.example is not None else None
-    content[JSON] |= _examples(body, f"{address}/example?protocol=v2")
+    described = _examples(body, f"{address}/example?protocol=v2")
+    content: dict[str, Any] = {JSON: {"schema": _schema(request), **described}}
+    if schemas.has_halves(signature.inputs):
+        content = {"application/octet-stream": {"schema": _BYTES}}
     operation = {
         "operationId": f"infer_{name}",
         "tags": [model.name],
@@ -169,7 +178,8 @@ def _v2(model: ModelStatus, version: VersionStatus, address: str, name: str) -> 
         + _which(model, version, address)
         + " (Open Inference Protocol v2)",
         "description": _signature_text(signature)
-        + "\n\nTensors may also follow the JSON as bytes (binary tensor data extension).",
+        + "\n\nTensors may also follow the JSON as bytes, whose start the header "
+        "Inference-Header-Content-Length tells (binary tensor data extension).",
         "parameters": [_parameter("timeout")],
         "requestBody": {"required": True, "content": content},
         "responses": {

@@ -5,8 +5,11 @@ The rows come with scikit-learn: nothing is downloaded.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,12 +46,13 @@ def command(texts: Texts) -> click.Command:
 
 def run(cli: Cli, folder: str, port: str | None, host: str | None, serve: bool, check: bool) -> int:
     """Write the models; then serve until Ctrl-C, or ask each once and stop (`--check`)."""
-    files = write_models(cli, Path(folder))
     if not serve:
-        for file in files:
+        for file in write_models(cli, Path(folder)):
             cli.show(str(file))
         return 0
-    models = tuple(map(str, files))
+    models = _train_apart(folder)
+    if not models:
+        return 1  # The other process has said why.
     free_port = "0" if check and port is None else port
     settings, _ = read_settings(cli, models, None, port=free_port, host=host)
     from muelle.app import serve as serve_models
@@ -60,6 +64,13 @@ def run(cli: Cli, folder: str, port: str | None, host: str | None, serve: bool, 
         asking = _AskOnce(cli, screen)
         code = serve_models(settings, asking)
         return code or asking.failures
+
+
+def _train_apart(folder: str) -> tuple[str, ...]:
+    """Train in a process of its own: what training needs is no part of a server's memory."""
+    command = [sys.executable, "-m", "muelle", "demo", "--no-serve", "--dir", folder]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return tuple(done.stdout.splitlines()) if done.returncode == 0 else ()
 
 
 def write_models(cli: Cli, folder: Path) -> list[Path]:
@@ -81,11 +92,13 @@ def _classifier(cli: Cli, folder: Path) -> Path:
     from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.model_selection import train_test_split
 
-    x, y = load_breast_cancer(return_X_y=True)
+    cases = load_breast_cancer()
+    x, y = cases.data, cases.target_names[cases.target]
     x_train, x_test, y_train, y_test = train_test_split(x, y, random_state=SEED, stratify=y)
     model = GradientBoostingClassifier(n_estimators=50, random_state=SEED)
     model.fit(x_train, y_train)
-    file = _save_onnx(model, folder) or _save_skops(model, folder / "breast-cancer.skops")
+    names = [str(name) for name in cases.feature_names]
+    file = _save_onnx(model, folder, names, x_test[0].tolist()) or _save_skops(model, folder / "breast-cancer.skops")
     score = f"{model.score(x_test, y_test):.3f}"
     cli.say(cli.texts("demo.classifier", file=file, score=score))
     return file
@@ -108,7 +121,8 @@ def _regressor(cli: Cli, folder: Path) -> Path:
     return file
 
 
-def _save_onnx(model: Any, folder: Path) -> Path | None:
+def _save_onnx(model: Any, folder: Path, names: list[str], row: list[float]) -> Path | None:
+    """Convert, and put the column names and a real row into the file's own metadata."""
     try:
         from skl2onnx import convert_sklearn
         from skl2onnx.common.data_types import FloatTensorType
@@ -119,6 +133,9 @@ def _save_onnx(model: Any, folder: Path) -> Path | None:
         initial_types=[("x", FloatTensorType([None, model.n_features_in_]))],
         options={id(model): {"zipmap": False}},
     )
+    for key, value in (("muelle.columns", names), ("muelle.example", {"x": [row]})):
+        entry = onnx.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
     return _replace(folder / "breast-cancer.onnx", onnx.SerializeToString())
 
 
@@ -165,8 +182,6 @@ class _AskOnce:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _ask_one(self, url: str, model: ModelStatus) -> None:
-        import json
-
         from muelle.cli.predict import post, trouble
         from muelle.cli.screens import reachable
         from muelle.protocols.native import example_body

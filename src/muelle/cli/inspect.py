@@ -42,7 +42,8 @@ def run(cli: Cli, file: Path, trust: bool, threads: int, as_json: bool) -> int:
     """Print what the file is; exit code 1 when it is broken or of no known format."""
     from muelle.core.errors import ArtifactError
     from muelle.repository.digest import digest_artifact
-    from muelle.runtimes.registry import find_format, install_command, missing_libraries
+    from muelle.runtimes.libraries import install_command
+    from muelle.runtimes.registry import find_format, missing_libraries
 
     if not file.exists():
         raise ArtifactError(cli.texts("error.no_file", path=file))
@@ -66,7 +67,7 @@ def run(cli: Cli, file: Path, trust: bool, threads: int, as_json: bool) -> int:
         "digest": digest,
         "runs_code": form.runs_code,
         "missing": missing,
-        "mend": install_command(runtime) if missing else "",
+        "mend": install_command(runtime.extra) if missing else "",
         "not_loaded": reason,
     }
     (_show_json if as_json else _show_text)(cli, facts, loaded)

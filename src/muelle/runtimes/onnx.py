@@ -11,6 +11,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from muelle.core.errors import ArtifactError
 from muelle.core.request import decode_array, encode_array
 from muelle.core.signature import Role, Signature, TensorSpec
 from muelle.core.tensor import DATATYPES
+from muelle.runtimes import onnx_hints
 from muelle.runtimes.formats import is_onnx
 from muelle.runtimes.interface import Arrays, Format, LoadOptions, Runtime
 from muelle.runtimes.libraries import library
@@ -87,7 +89,10 @@ class OnnxModel:
     def __init__(self, session: Any, path: Path) -> None:
         self._session = session
         self._run = session.run
-        declared_inputs = tuple(_tensor_spec(arg, path) for arg in session.get_inputs())
+        metadata = session.get_modelmeta().custom_metadata_map
+        declared_inputs = onnx_hints.with_columns(
+            metadata, tuple(_tensor_spec(arg, path) for arg in session.get_inputs())
+        )
         self._names = [arg.name for arg in session.get_outputs()]
         self._outputs = tuple(_output(arg, path) for arg in session.get_outputs())
         datatypes = [spec.datatype for spec in declared_inputs]
@@ -98,7 +103,8 @@ class OnnxModel:
         )
         self._has_half_outputs = any(o.spec and o.spec.datatype == "BF16" for o in self._outputs)
         self.info = _info(session)
-        trial = _try(self, declared_inputs)
+        hint = onnx_hints.example(metadata, declared_inputs)
+        trial = _try(self, declared_inputs, hint)
         self.example = trial.example
         self.signature = _signature(declared_inputs, self._outputs, trial, path)
 
@@ -232,11 +238,12 @@ def _first_line(exc: Exception, path: Path) -> str:
 # --- what a run on an example shows ---
 
 
-def _try(model: OnnxModel, inputs: tuple[TensorSpec, ...]) -> _Trial:
+def _try(model: OnnxModel, inputs: tuple[TensorSpec, ...], hint: Arrays | None) -> _Trial:
     """Run some equal rows, or one where the model takes no more; the first example that runs."""
     has_rows = bool(inputs) and all(s.shape[:1] == (-1,) for s in inputs)
     for n_rows in (_TRIAL_ROWS, 1) if has_rows else (1,):
-        for rows in _examples(inputs, n_rows):
+        own = [{k: np.repeat(v, n_rows, axis=0) for k, v in hint.items()}] if hint else []
+        for rows in chain(own, _examples(inputs, n_rows)):
             try:
                 feed = dict(rows)
                 outputs = model.run(feed)

@@ -104,9 +104,9 @@ MODELS = (
 )
 
 
-def doors(models: tuple[ModelStatus, ...] = MODELS, **changed: Any) -> ApiDoors:
-    """Return doors over these models; calls in `changed` replace theirs."""
-    by_name = {one.name: one for one in models}
+def doors(**changed: Any) -> ApiDoors:
+    """Return doors over MODELS; calls in `changed` replace theirs."""
+    by_name = {one.name: one for one in MODELS}
 
     def get(name: str) -> ModelStatus:
         if name not in by_name:
@@ -128,7 +128,7 @@ def doors(models: tuple[ModelStatus, ...] = MODELS, **changed: Any) -> ApiDoors:
         return Answer(200, JSON, msgspec.json.encode(told), ((b"Muelle-Model", b"puppet"),))
 
     calls: dict[str, Any] = {
-        "models": lambda: models,
+        "models": lambda: MODELS,
         "model": get,
         "live": lambda: True,
         "ready": lambda: (True, ""),
