@@ -116,6 +116,9 @@ class HttpConnection(Protocol):
     def reply(self, answer: Answer) -> None:
         """Write any answer."""
 
+    def reply_ready(self, whole: bytes, n_numbers: int) -> None:
+        """Write an answer that lies ready but for its number."""
+
     def take_request_id(self) -> str:
         """Give the request under way an id, for an answer that is not plain."""
 
@@ -180,19 +183,37 @@ class PredictEndpoint:
             pool.spec.model.encode(),
             pool.spec.version.encode(),
         )
+        self._overloaded = metrics.counter(codec.protocol, "overloaded")
         self.hot_head = b""
+        self._shed = b""
+        self._shed_numbers = 1
 
     # --- the hot way ---
 
-    def refresh(self, make_head: Callable[[bytes, bytes], bytes]) -> None:
-        """Make the head of plain answers anew: the date moved."""
-        self.hot_head = make_head(JSON, self.head_lines)
+    def refresh(self, make_head: Callable[[Answer, bytes], bytes], id_prefix: str) -> None:
+        """Make the head of plain answers, and the whole of a shed one, anew: the date moved."""
+        plain = Answer(200, JSON, b"")
+        plain.head_lines = self.head_lines
+        self.hot_head = make_head(plain, b"%d")
+        # A body with the longest number stands for all: ids have one width.
+        sample = f"{id_prefix}-{0:08x}"
+        full = self._codec.encode_error(self._pool.full_error(), sample)
+        body = full.body.replace(b"%", b"%%").replace(
+            sample.encode(), sample[:-8].encode() + b"%08x"
+        )
+        self._shed = make_head(full, b"%d" % len(full.body)) + body
+        self._shed_numbers = 1 + full.body.count(sample.encode())
 
     def take(self, connection: HttpConnection, body: bytes) -> HotJob | bool | None:
         """Queue a plain one-row request. False: not plain, or not possible now; ask `begin`."""
         read = self._read
         if read is None:
             return False
+        if self._pool.is_full:
+            # First of all: a request that is shed must cost as little as can be.
+            connection.reply_ready(self._shed, self._shed_numbers)
+            self._overloaded.add()
+            return None
         columns = read(body)
         if columns is None or self._pool.state != "READY":
             return False
@@ -253,6 +274,7 @@ class PredictEndpoint:
         """Decode, queue, and answer when the batch is done. Never raises."""
         arrived = self._now()
         try:
+            self._pool.check_open()
             wire = self._codec.decode(request)
             wanted_ms = request.headers.get(b"timeout-ms")
             if wanted_ms is not None:

@@ -98,7 +98,9 @@ def _classifier(cli: Cli, folder: Path) -> Path:
     model = GradientBoostingClassifier(n_estimators=50, random_state=SEED)
     model.fit(x_train, y_train)
     names = [str(name) for name in cases.feature_names]
-    file = _save_onnx(model, folder, names, x_test[0].tolist()) or _save_skops(model, folder / "breast-cancer.skops")
+    file = _save_onnx(model, folder, names, x_test[0].tolist()) or _save_skops(
+        model, folder / "breast-cancer.skops"
+    )
     score = f"{model.score(x_test, y_test):.3f}"
     cli.say(cli.texts("demo.classifier", file=file, score=score))
     return file

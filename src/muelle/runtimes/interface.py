@@ -18,7 +18,7 @@ import numpy as np
 from muelle.core.signature import Signature, TensorSpec
 
 Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
-"""Tensor name -> array. BYTES tensors are object arrays of bytes (None = missing), BF16 is float32."""
+"""Tensor name -> array. BYTES are object arrays of bytes (None = missing), BF16 is float32."""
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):

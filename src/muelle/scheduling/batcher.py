@@ -78,6 +78,11 @@ class Batcher:
         self.depth = 0
         self._bytes = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the queue is at its limit of requests."""
+        return self.depth >= self.max_queue
+
     # --- in ---
 
     def submit(self, job: Job) -> None:

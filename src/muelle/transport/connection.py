@@ -39,10 +39,10 @@ class Endpoint(Protocol):
     head_lines: bytes
     """Header lines of its own, in every answer."""
     hot_head: bytes
-    """The head of a plain answer, with `%d` for its length and `%x` for its number."""
+    """The head of a plain answer, with `%d` for its length and `%08x` for its number."""
 
-    def refresh(self, make_head: Callable[[bytes, bytes], bytes]) -> None:
-        """Make `hot_head` anew (the date moved): `make_head(content type, own header lines)`."""
+    def refresh(self, make_head: Callable[[Answer, bytes], bytes], id_prefix: str) -> None:
+        """Make what is ready beforehand anew (the date moved): `make_head(answer, length)`."""
 
     def take(self, connection: HttpConnection, body: bytes) -> Cancel | bool | None:
         """Start to answer a plain body by `connection.reply_plain`, the hottest way.
@@ -321,6 +321,18 @@ class HttpConnection(asyncio.Protocol):
         """Give the request under way an id, for an answer that is not plain."""
         self._request_id = self._site.request_id(self._site.next_number())
         return self._request_id
+
+    def reply_ready(self, whole: bytes, n_numbers: int) -> None:
+        """Write an answer that lies ready but for its number, which it has so many times."""
+        transport = self._transport
+        if transport is None or self.state is not BUSY:
+            return
+        self._cancel = None
+        transport.write(whole % ((self._site.next_number(),) * n_numbers))
+        self.state = IDLE
+        self.since = time.monotonic()
+        if self._pending:
+            self._loop.call_soon(self._go_on)
 
     def reply_plain(self, endpoint: Endpoint, body: bytes, now: float) -> None:
         """Write a plain answer of a hot endpoint: status 200, JSON, nothing special."""

@@ -14,6 +14,7 @@ from muelle.protocols.http import Answer, HttpRequest
 from muelle.transport.asgi import AsgiHost
 from muelle.transport.connection import (
     FIXED_LINES,
+    STATUS_LINES,
     Cancel,
     Endpoint,
     HttpConnection,
@@ -110,7 +111,7 @@ class HttpServer:
 
     def request_id(self, number: int) -> str:
         """Return a request id: unique over this server's life, and unlike another server's."""
-        return f"{self._id_prefix}-{number:x}"
+        return f"{self._id_prefix}-{number:08x}"
 
     def set_hot(self, hot: dict[bytes, Endpoint]) -> None:
         """Swap the table of hot paths. Connections notice with their next request."""
@@ -119,13 +120,25 @@ class HttpServer:
 
     def _refresh(self) -> None:
         for endpoint in set(self.hot.values()):
-            endpoint.refresh(self._hot_head)
+            endpoint.refresh(self._ready_head, self._id_prefix)
 
-    def _hot_head(self, content_type: bytes, lines: bytes) -> bytes:
-        """Return the head of a plain answer, to be completed with length and request number."""
-        fixed = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n" % content_type
-        numbers = b"content-length: %%d\r\nx-request-id: %s-%%x\r\n" % self._id_prefix.encode()
-        return fixed + numbers + (FIXED_LINES + self.date_line + lines).replace(b"%", b"%%") + b"\r\n"
+    def _ready_head(self, answer: Answer, length: bytes) -> bytes:
+        """Return an answer's head, to be completed with the request's number (`%08x`).
+
+        `length` is the body's, or `%d` when each answer of this kind has another one.
+        """
+        own = b"".join(b"%s: %s\r\n" % header for header in answer.headers)
+        fixed = FIXED_LINES + self.date_line + answer.head_lines + own
+        return b"".join(
+            (
+                STATUS_LINES[answer.status],
+                b"content-type: %s\r\ncontent-length: " % answer.content_type,
+                length,
+                b"\r\nx-request-id: %s-%%08x\r\n" % self._id_prefix.encode(),
+                fixed.replace(b"%", b"%%"),
+                b"\r\n",
+            )
+        )
 
     def opened(self, connection: HttpConnection) -> bool:
         """Count a connection in. False: there are too many."""

@@ -17,6 +17,7 @@ from muelle.core.errors import (
     BadRequest,
     DeadlineExceeded,
     ModelFailed,
+    QueueFull,
     Unavailable,
 )
 from muelle.core.events import Listener, VersionFailed, VersionLoading, VersionReady, WorkerDied
@@ -216,16 +217,31 @@ class WorkerPool:
 
     # --- requests ---
 
-    def submit(self, request: InferRequest, done: Done, arrived: float) -> Callable[[], None]:
-        """Queue a request; `done` is called once. Return a function that cancels it.
-
-        Raise Unavailable or QueueFull at once.
-        """
+    def check_open(self) -> None:
+        """Raise Unavailable or QueueFull when nothing can be queued: before a body is read."""
         if self.state != "READY":
             raise Unavailable(
                 f"{self.spec.model}: {self.reason}",
                 retry_after_s=5.0 if self.state == "QUARANTINED" else 1.0,
             )
+        if self._batcher.is_full:
+            raise self.full_error()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the queue is at its limit of requests."""
+        return self._batcher.is_full
+
+    def full_error(self) -> QueueFull:
+        """Return what a request over the queue's limit is told."""
+        return QueueFull(self.spec.model, self.spec.max_queue)
+
+    def submit(self, request: InferRequest, done: Done, arrived: float) -> Callable[[], None]:
+        """Queue a request; `done` is called once. Return a function that cancels it.
+
+        Raise Unavailable or QueueFull at once.
+        """
+        self.check_open()
         timeout_s = self.spec.timeout_s
         if request.timeout_s is not None and request.timeout_s < timeout_s:
             timeout_s = request.timeout_s
