@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.models import N_ROWS, BenchModel
 from bench.peers import WORK, Peer, WireRequest
-from bench.processes import CLIENT_CORE, ServerProcess, pinned_to
+from bench.processes import CLIENT_CORE, Elsewhere, ServerProcess, pinned_to
 
 SCRIPT = Path(__file__).with_name("post.lua")
 
@@ -37,6 +37,8 @@ class Point:
     max_ms: float
     cpu_us_per_request: float
     """User and system time of the whole server tree."""
+    others_share: float
+    """CPU of strangers on this machine meanwhile, as a share of one core."""
 
     @property
     def rps(self) -> float:
@@ -66,14 +68,17 @@ def run_wrk(
     if warm_s:
         _wrk(request, port, connections, max(1, round(warm_s)))
         server.settle()
+    elsewhere = Elsewhere(server.cpu_s)
     cpu_before = server.cpu_s()
     told = _wrk(request, port, connections, seconds)
     cpu_s = server.cpu_s() - cpu_before
+    others_share = elsewhere.share()
     server.settle()
     return Point(
         peer=peer.name,
         model=model.name,
         connections=connections,
+        others_share=others_share,
         cpu_us_per_request=cpu_s * 1e6 / max(1, told["requests"]),
         **told,
     )

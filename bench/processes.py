@@ -141,6 +141,35 @@ def rss_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MB
 
 
+class Elsewhere:
+    """How much CPU went to others since this was made: neighbours spoil a measurement.
+
+    In CPU seconds over all cores: what the machine spent (or was robbed of by its host), less what the
+    measured processes and this one with its ended children spent. Interrupts count for nobody.
+    """
+
+    def __init__(self, ours: Callable[[], float]) -> None:
+        self._ours = ours
+        self._begun = time.perf_counter()
+        self._before = self._others_s()
+
+    def share(self) -> float:
+        """Return others' CPU as a share of one core."""
+        wall_s = time.perf_counter() - self._begun
+        return max(0.0, self._others_s() - self._before) / wall_s
+
+    def _others_s(self) -> float:
+        own = sum(os.times()[:4])
+        return busy_s() - own - self._ours()
+
+
+def busy_s() -> float:
+    """Return CPU seconds that all cores spent so far in user and kernel, or lost to the host."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, steal = (int(fields[i]) for i in (0, 1, 2, 7))
+    return (user + nice + system + steal) / TICKS_PER_S
+
+
 def import_rss_mb(python: str, statement: str) -> float:
     """Return the resident memory in MB of a fresh interpreter after an import statement."""
     code = f"{statement}; print(open('/proc/self/statm').read())"

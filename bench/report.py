@@ -182,7 +182,7 @@ def _promise_table(promises: Sequence[Promise]) -> str:
 
 def _model_table(result: ModelResult) -> str:
     head = ("connections", "server", "requests/s", "rounds", "p50 ms", "p99 ms", "CPU µs/request",
-            "failed", "times FastAPI")  # fmt: skip
+            "failed", "others", "times FastAPI")  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for connections in sorted(result.rounds):
         for peer in ("muelle", "fastapi"):
@@ -198,6 +198,7 @@ def _model_table(result: ModelResult) -> str:
                     f"{result.median(connections, peer, 'p99_ms'):.3g}",
                     _number(result.median(connections, peer, "cpu_us_per_request")),
                     str(sum(r.points[peer].failed for r in rounds)),
+                    f"{max(r.points[peer].others_share for r in rounds):.0%}",
                     f"{result.ratio(connections, 'rps'):.2f}" if peer == "muelle" else "1",
                 )
             )

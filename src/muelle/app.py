@@ -31,6 +31,8 @@ log = logging.getLogger("muelle")
 WARM_APP_AFTER_S = 0.5
 """The API's imports take half a second of CPU: they wait until the first predictions are out."""
 
+GC_OBJECTS = 20_000
+
 _CODES = {
     400: ErrorCode.BAD_REQUEST,
     408: ErrorCode.REQUEST_TIMEOUT,
@@ -178,6 +180,8 @@ class Server:
         # What was made so far lives as long as the server; collections need not walk it again.
         gc.collect()
         gc.freeze()
+        # Requests make no cycles: looking for some after each few hundred objects is for nothing.
+        gc.set_threshold(GC_OBJECTS, 20, 20)
         self._listener(Listening(url=f"http://{shown}:{port}", models=self.management.models()))
         asyncio.get_running_loop().call_later(WARM_APP_AFTER_S, self.asgi.warm)
 
