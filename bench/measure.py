@@ -279,7 +279,7 @@ def memory(server: ServerProcess, port: int) -> dict[str, float]:
 def start_times(plan: Plan, *, core: int | None) -> list[float]:
     """Return seconds from exec of `muelle serve` to the first right answer, one per start.
 
-    Nearly twice as many starts are made; those during which others used the machine most are dropped.
+    Nearly twice as many starts are made; those that others disturbed most are left out.
     """
     model = bench_model("tabular", WORK / "models")
     peer = peers_of(model)[0]

@@ -144,8 +144,8 @@ def rss_mb(pid: int) -> float:
 class Elsewhere:
     """How much CPU went to others since this was made: neighbours spoil a measurement.
 
-    In CPU seconds over all cores: what the machine spent (or was robbed of by its host), less what the
-    measured processes and this one with its ended children spent. Interrupts count for nobody.
+    In CPU seconds over all cores: what the machine spent (or lost to its host), less what was spent by
+    the measured processes, by this one and by its ended children. Interrupts are left out.
     """
 
     def __init__(self, ours: Callable[[], float]) -> None:

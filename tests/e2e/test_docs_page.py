@@ -33,7 +33,7 @@ class Image(Model):
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """A server of three models: records of text and numbers, plain rows, large rows."""
-    image = models.write_python("image", BIG_IMAGE)
+    image = models.write_python("image/model.py", BIG_IMAGE)
     with Served(
         f"people={models.sklearn_mixed().path}",
         f"iris={models.onnx_classifier().path}",

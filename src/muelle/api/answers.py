@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from muelle.api.examples import example_body, v2_example_body
+from muelle.api.examples import example_body, example_of, v2_example_body
 from muelle.core.errors import BadRequest, NotAcceptable, Unavailable, VersionNotFound
 from muelle.core.signature import TensorSpec
 from muelle.core.status import ModelStatus, VersionStatus
@@ -73,9 +73,9 @@ def example(served: ModelStatus, number: str | None, protocol: str) -> Answer:
     if body is None:
         raise BadRequest("protocol: expected native or v2", field="protocol")
     one = find_version(served, number)
-    if one.signature is None or one.example is None:
-        raise Unavailable(f"{served.name}: {one.reason or 'no example'}", retry_after_s=1.0)
-    made = body(one.signature, one.example)
+    if one.signature is None:
+        raise Unavailable(f"{served.name}: {one.reason}", retry_after_s=1.0)
+    made = body(one.signature, example_of(one))
     if made is None:
         raise NotAcceptable(f"{served.name}: JSON cannot carry its inputs in this protocol")
     return json_answer(made)

@@ -14,7 +14,7 @@ import msgspec
 
 from muelle.api import schemas
 from muelle.api.answers import EXAMPLE_LIMIT_BYTES
-from muelle.api.examples import example_body, v2_example_body
+from muelle.api.examples import example_body, example_of, v2_example_body
 from muelle.api.schemas import Schema
 from muelle.core.signature import Signature
 from muelle.core.status import ModelStatus, VersionStatus
@@ -120,7 +120,7 @@ def _native(
     signature = _signature(version)
     request, response = f"{name}.request", f"{name}.response"
     content: dict[str, Any] = {JSON: {"schema": _schema(request)}}
-    body = example_body(signature, version.example) if version.example is not None else None
+    body = example_body(signature, example_of(version))
     content[JSON] |= _examples(body, f"{address}/example")
     content["text/csv"] = {"schema": {"type": "string"}}
     if len(signature.inputs) == 1:
@@ -166,7 +166,7 @@ def _native(
 def _v2(model: ModelStatus, version: VersionStatus, address: str, name: str) -> Operation:
     signature = _signature(version)
     request, response = f"{name}.v2.request", f"{name}.v2.response"
-    body = v2_example_body(signature, version.example) if version.example is not None else None
+    body = v2_example_body(signature, example_of(version))
     described = _examples(body, f"{address}/example?protocol=v2")
     content: dict[str, Any] = {JSON: {"schema": _schema(request), **described}}
     if schemas.has_halves(signature.inputs):

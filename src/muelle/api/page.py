@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from muelle.api.answers import EXAMPLE_LIMIT_BYTES
-from muelle.api.examples import example_body, v2_example_body
+from muelle.api.examples import example_body, example_of, v2_example_body
 from muelle.core.signature import TensorSpec
 from muelle.core.status import ModelStatus, VersionStatus
 from muelle.protocols.http import Answer
@@ -157,7 +157,7 @@ def _card(model: ModelStatus, text: Text, tries: dict[str, Any]) -> str:
     version = model.default_version or next(iter(model.versions), None)
     if version is None:
         return ""
-    usable = [v for v in model.versions if v.signature is not None and v.example is not None]
+    usable = [v for v in model.versions if v.signature is not None]
     ordered = sorted(usable, key=lambda v: v.version != model.default)
     tries[model.name] = [_try(model, v) for v in ordered]
     state = _pill(version.state == "READY", _(version.state.lower()), version.reason)
@@ -283,16 +283,17 @@ def _panel(model: ModelStatus, usable: Sequence[VersionStatus], text: Text) -> s
 
 def _try(model: ModelStatus, version: VersionStatus) -> dict[str, Any]:
     """Return what the script needs of one version: path and body (or its address) by protocol."""
-    assert version.signature is not None and version.example is not None
+    assert version.signature is not None
+    example = example_of(version)
     address = f"models/{model.name}"
     if version.version != model.default:
         address += f"/versions/{version.version}"
     bodies = {
-        "native": (f"{address}/predict", "", example_body(version.signature, version.example)),
+        "native": (f"{address}/predict", "", example_body(version.signature, example)),
         "v2": (
             f"v2/{address}/infer",
             "?protocol=v2",
-            v2_example_body(version.signature, version.example),
+            v2_example_body(version.signature, example),
         ),
     }
     told: dict[str, Any] = {}

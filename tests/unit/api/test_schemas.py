@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.api.served import CHURN, HALF, IMAGE, IRIS, SCALAR, example
+from tests.unit.api.served import CHURN, HALF, IMAGE, IRIS, SCALAR, example, version
 
 from muelle.api import schemas
-from muelle.api.examples import example_body, v2_example_body
+from muelle.api.examples import example_body, example_of, v2_example_body
 from muelle.core.errors import MuelleError
 from muelle.core.signature import Signature, TensorSpec
 from muelle.protocols.http import HttpRequest
@@ -168,6 +168,8 @@ def test_examples_fit_their_schemas(signature: Signature) -> None:
     assert fits(schemas.native_request(signature), example_body(signature, values))
     v2 = v2_example_body(signature, values)
     assert v2 is None if signature is HALF else fits(schemas.v2_request(signature), v2)
+    made_up = example_of(version(signature, example=None))
+    assert fits(schemas.native_request(signature), example_body(signature, made_up))
 
 
 def test_v2_bodies_that_are_wrong() -> None:
