@@ -144,7 +144,7 @@ def rss_mb(pid: int) -> float:
 class Elsewhere:
     """How much CPU went to others since this was made: neighbours spoil a measurement.
 
-    In CPU seconds over all cores: what the machine spent (or lost to its host), less what was spent by
+    In CPU seconds over all cores: what the machine spent (or lost to its host), less what went to
     the measured processes, by this one and by its ended children. Interrupts are left out.
     """
 

@@ -1,4 +1,4 @@
-"""`muelle serve` as a real process, and a client that checks every answer by value. Not fixtures."""
+"""`muelle serve` as a real process, and a client that checks every answer by value."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -90,7 +91,8 @@ class Served:
     def next_line(self) -> str:
         """Return the next line of the server's screen; fail with all of them at its end."""
         line = self.lines.get(timeout=60)
-        if not line and self.process.poll() is not None:
+        if not line:
+            self.process.wait(30)
             raise AssertionError("the server ended:\n" + "\n".join(self.log))
         return line
 
@@ -159,7 +161,7 @@ def chaos_body(x: float, command: int = 0) -> bytes:
 
 
 class Load:
-    """Clients that ask without pause and check each answer by value. `trouble` holds what is wrong."""
+    """Clients that ask without pause and check each answer; `trouble` holds what is wrong."""
 
     PATH = "/v2/models/chaos/infer"
 
@@ -224,16 +226,29 @@ class Load:
         assert not self.trouble, self.trouble[:5]
 
 
+def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
+    """Ask again until it holds; fail when it does not within the limit."""
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+
+
 def in_parallel(calls: list[Callable[[], Any]]) -> list[Any]:
     """Run calls at the same time and return their results in order."""
     results: list[Any] = [None] * len(calls)
 
     def run(index: int) -> None:
-        results[index] = calls[index]()
+        try:
+            results[index] = calls[index]()
+        except Exception as exc:
+            results[index] = exc
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(90)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
     return results

@@ -10,6 +10,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 from muelle import __version__
@@ -21,6 +22,7 @@ from muelle.management import Artifact, ManagementService
 from muelle.protocols.http import JSON, Answer
 from muelle.repository.layout import list_artifacts, split_spec
 from muelle.runtimes.registry import Registry, missing_libraries, missing_message
+from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
 from muelle.transport.ports import bind_or_explain
@@ -57,6 +59,7 @@ def serve(config: ServeConfig, listener: Listener) -> int:
 
     Raise MuelleError (ArtifactError, ConfigError) when it cannot start; the text is for the user.
     """
+    logs.setup(config.log_level, sys.stderr, json=config.log_format == "json")
     artifacts = plan(config)
     sock = bind_or_explain(config.listen.host, config.listen.port)
     try:
@@ -240,6 +243,7 @@ class Server:
                 answer=self.inference.answer,
                 server_name="muelle",
                 server_version=__version__,
+                json_nan=self._config.json_nan,
             )
         )
 

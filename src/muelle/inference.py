@@ -328,11 +328,12 @@ class PredictEndpoint:
 
 def _apply_timeout(wire: InferRequest, wanted_ms: bytes) -> None:
     try:
-        seconds = float(wanted_ms) / 1e3
+        milliseconds = float(wanted_ms)
     except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e9:
+        milliseconds = -1.0
+    if not 0 < milliseconds < 1e12:
         raise BadRequest("timeout-ms: not a positive number of milliseconds", field="timeout-ms")
+    seconds = milliseconds / 1e3
     if wire.timeout_s is None or seconds < wire.timeout_s:
         wire.timeout_s = seconds
 

@@ -17,7 +17,7 @@ from typing import Any
 from muelle.config.sections import ServeConfig
 from muelle.core.errors import MuelleError
 from muelle.core.events import Listener
-from muelle.core.signature import Signature
+from muelle.core.signature import Signature, made_up_example
 from muelle.core.status import ModelStatus, VersionStatus
 from muelle.inference import (
     Codec,
@@ -253,10 +253,18 @@ class ManagementService:
             format=artifact.format,
             runtime=artifact.runtime,
             signature=pool.signature,
-            example=pool.example,
+            example=_example(pool),
             info=pool.info,
             workers=pool.worker_statuses(),
             queue_depth=pool.queue_depth,
+            in_flight=pool.in_flight,
             isolation="none" if pool.spec.isolation == "none" else "process",
             max_batch_size=pool.spec.max_batch_size,
         )
+
+
+def _example(pool: WorkerPool) -> dict[str, Any] | None:
+    """Return the model's own example row, or a made-up one; None while nothing is known of it."""
+    if pool.example is not None or pool.signature is None:
+        return pool.example
+    return made_up_example(pool.signature)

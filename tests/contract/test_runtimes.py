@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests import models
 
 from muelle.core.errors import ArtifactError
 from muelle.core.signature import Signature
@@ -17,6 +16,7 @@ from muelle.core.tensor import DATATYPES
 from muelle.runtimes.interface import LoadedModel, LoadOptions
 from muelle.runtimes.registry import Registry
 from muelle.runtimes.tables import datatype_of
+from tests import models
 
 OPTIONS = LoadOptions(threads=1, name="under-test")
 

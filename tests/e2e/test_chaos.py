@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.serving import CHAOS_MODEL, Load, Served, chaos_body, in_parallel
+
+from tests.serving import CHAOS_MODEL, Load, Served, chaos_body, eventually, in_parallel
 
 PATH = Load.PATH
 
@@ -50,7 +51,8 @@ def test_descriptors_are_equal_before_and_after_kills(served: Served) -> None:
         for pid in served.worker_pids():
             os.kill(pid, signal.SIGKILL)
         assert served.ask("POST", PATH, chaos_body(n))[0] == 200
-    assert served.open_files() <= before
+    # Connections and channels that were just closed take a moment to go.
+    eventually(lambda: served.open_files() <= before)
 
 
 def test_a_stopped_worker_is_replaced(served: Served) -> None:
@@ -104,7 +106,7 @@ def test_sigterm_answers_what_was_accepted(chaos: Path) -> None:
         results: list[tuple[int, dict[str, str], bytes]] = []
         thread = threading.Thread(target=lambda: results.extend(in_parallel(slow)))
         thread.start()
-        _wait_until_queued(served, 12)
+        _wait_until_queued(served, 20)
         served.process.send_signal(signal.SIGTERM)
         served.wait_for_line("ending")
         ready.request("GET", "/ready")

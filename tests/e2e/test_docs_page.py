@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+
 from tests import models
 from tests.e2e.chromium import PROGRAM, Chromium, chromium
 from tests.serving import Served
@@ -77,7 +78,7 @@ def answer(page: Chromium, name: str) -> tuple[str, str]:
 def test_every_example_is_answered_with_200(page: Chromium, name: str, protocol: str) -> None:
     """Send, untouched, gives an answer of the model, in both protocols."""
     page.ask(f"{panel(name, f'[data-protocol={protocol}]')}.click()")
-    page.wait_for(f"{panel(name, 'textarea')}.value != ''")
+    # At once: a large example may still be on its way to the page.
     page.ask(f"{panel(name, '[data-send]')}.click()")
     status, text = answer(page, name)
     assert status.startswith("200 OK"), text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.serving import CHAOS_MODEL, Load, Served, chaos_body
 
-SOURCE = '''
+SOURCE = """
 from muelle import Model, TensorSpec
 
 
@@ -19,7 +19,7 @@ class Times(Model):
 
     def predict(self, inputs):
         return {"y": inputs["x"] * FACTOR}
-'''
+"""
 
 
 def test_a_folder_is_a_repository_of_versions(tmp_path: Path) -> None:

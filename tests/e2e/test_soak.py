@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+
 from bench.load import free_port, is_up
 from bench.models import bench_model
 from bench.peers import muelle_command, peers_of

@@ -1,7 +1,7 @@
 """The hottest way, the hot way and the comfortable way give the same answer to the same body.
 
 Which way a request takes is chosen by its head alone: plain (JSON, kept open, nothing special),
-with its own request id (whole codec, same connection), with `Content-Encoding: identity` (ASGI app).
+with its own request id (whole codec), with `Content-Encoding: identity` (ASGI app).
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def test_examples_are_the_same_each_way(served: Served, examples: dict[str, list
 
 
 @settings(max_examples=60)
-@given(cuts=st.tuples(st.integers(0, 2000), st.integers(0, 6), st.binary(max_size=6)), which=st.integers(0, 5))
+@given(
+    cuts=st.tuples(st.integers(0, 2000), st.integers(0, 6), st.binary(max_size=6)),
+    which=st.integers(0, 5),
+)
 def test_mutated_bodies_are_the_same_each_way(
     served: Served,
     examples: dict[str, list[bytes]],

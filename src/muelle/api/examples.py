@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from muelle.core.signature import Signature, TensorSpec
+from muelle.core.signature import Signature, TensorSpec, made_up_example
 from muelle.core.status import VersionStatus
-from muelle.core.tensor import DATATYPES, element_count
+from muelle.core.tensor import element_count
 from muelle.protocols.native import example_body
 
 __all__ = ["example_body", "example_of", "v2_example_body"]
@@ -21,15 +21,7 @@ def example_of(version: VersionStatus) -> dict[str, Any]:
     assert version.signature is not None
     if version.example is not None:
         return version.example
-    return {spec.name: _made_up(spec.shape, spec) for spec in version.signature.inputs}
-
-
-def _made_up(shape: tuple[int, ...], spec: TensorSpec) -> Any:
-    if shape:
-        return [_made_up(shape[1:], spec) for _ in range(shape[0] if shape[0] >= 0 else 1)]
-    if spec.datatype == "BYTES":
-        return "text"
-    return True if spec.datatype == "BOOL" else 0 if DATATYPES[spec.datatype].is_integer else 0.5
+    return made_up_example(version.signature)
 
 
 def v2_example_body(signature: Signature, example: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -70,10 +70,17 @@ def describe(
         "paths": paths | _control_paths(),
         "components": {
             "schemas": component_schemas,
-            "parameters": _PARAMETERS,
+            "parameters": _PARAMETERS | {"name": _name_parameter(models)},
             "responses": _RESPONSES,
         },
     }
+
+
+def _name_parameter(models: Sequence[ModelStatus]) -> Schema:
+    """Return the parameter of a model's name: those that are served now."""
+    names = [model.name for model in models]
+    schema: Schema = {"type": "string", **({"enum": names} if names else {})}
+    return {"name": "name", "in": "path", "required": True, "schema": schema}
 
 
 class _Identifiers:
@@ -409,10 +416,8 @@ def _responses() -> dict[str, Any]:
 
 _TEXT: Schema = {"type": "string"}
 _BYTES: Schema = {"contentMediaType": "application/octet-stream"}
-_NAME: Schema = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9._-]{0,62}$"}
 
 _PARAMETERS: dict[str, Any] = {
-    "name": {"name": "name", "in": "path", "required": True, "schema": _NAME},
     "version": {
         "name": "version",
         "in": "path",
@@ -423,7 +428,7 @@ _PARAMETERS: dict[str, Any] = {
         "name": "timeout-ms",
         "in": "header",
         "description": "How long the caller waits, in milliseconds; the server's limit if shorter",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999_999},
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 999_999_999_999},
     },
 }
 

@@ -27,6 +27,7 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "worker.memory_limit_mb": (["--memory-limit-mb"], "MB"),
     "json_nan": (["--json-nan"], "error|null|string"),
     "log_level": (["--log-level"], "LEVEL"),
+    "log_format": (["--log-format"], "FORMAT"),
 }
 
 

@@ -89,6 +89,7 @@ class ServeConfig(Section, frozen=True):
     json_nan: Literal["error", "null", "string"] = "error"
     """What JSON answers do with NaN and infinity, for which JSON has no token."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     listen: ListenConfig = ListenConfig()
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -67,6 +67,21 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.inputs) == 1 and self.inputs[0].columns:
             return self.inputs[0].columns
         return tuple(s.name for s in self.inputs)
+
+
+def made_up_example(signature: Signature) -> dict[str, Any]:
+    """Return one row per input as nested lists: values of the right form, for want of real ones."""
+    return {spec.name: _made_up(spec.shape, spec) for spec in signature.inputs}
+
+
+def _made_up(shape: tuple[int, ...], spec: TensorSpec) -> Any:
+    if shape:
+        return [_made_up(shape[1:], spec) for _ in range(shape[0] if shape[0] >= 0 else 1)]
+    if spec.datatype == "BYTES":
+        return "text"
+    if spec.datatype == "BOOL":
+        return True
+    return 0 if DATATYPES[spec.datatype].is_integer else 0.5
 
 
 def row_bytes(specs: Sequence[TensorSpec]) -> int:

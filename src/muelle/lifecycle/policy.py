@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 30.0
+MAX_DOUBLINGS = 10
 DEATHS_FOR_QUARANTINE = 5
 WINDOW_S = 60.0
 QUARANTINE_S = 300.0
@@ -41,4 +42,6 @@ class RestartPolicy:
         if len(self._deaths) > DEATHS_FOR_QUARANTINE and not served:
             self._deaths.clear()
             return Restart(QUARANTINE_S, quarantined=True)
-        return Restart(min(FIRST_BACKOFF_S * 2 ** (self._in_a_row - 1), MAX_BACKOFF_S))
+        # The power is bounded before it is a float: 2**1100 would be an OverflowError one night.
+        doublings = min(self._in_a_row - 1, MAX_DOUBLINGS)
+        return Restart(min(FIRST_BACKOFF_S * 2**doublings, MAX_BACKOFF_S))

@@ -75,6 +75,8 @@ class Batcher:
         self.max_queue_bytes = max_queue_bytes
         self._groups: dict[Hashable, _Group] = {}
         self._forced: deque[tuple[list[Job], Bisection | None]] = deque()
+        self._searches: set[Bisection] = set()
+        """Searches under way: what they hold back is in no queue and in no batch."""
         self.depth = 0
         self._bytes = 0
 
@@ -111,7 +113,7 @@ class Batcher:
         for job in late:
             self._leave(job)
             job.state = RUNNING  # out of the queue; settle() may still be called once
-        return late
+        return late + [job for job in self._held() if job.deadline <= now]
 
     # --- out ---
 
@@ -195,10 +197,11 @@ class Batcher:
             else:
                 self._force([job], None)
         if batch.search is not None:
-            # What the search had put aside was not in this batch; it must not be forgotten.
-            rest = batch.search.presumed_good()
-            if rest:
-                self._force(rest, None)
+            # What the search held back was not in this batch; it must not be forgotten.
+            self._searches.discard(batch.search)
+            held = batch.search.held()
+            if held:
+                self._force(held, None)
         return doomed
 
     def put_back(self, batch: Batch) -> None:
@@ -207,11 +210,12 @@ class Batcher:
 
     def drain(self) -> list[Job]:
         """Take every waiting job out, for the caller to settle (the version goes away)."""
-        jobs = list(self._waiting())
+        jobs = [*self._waiting(), *self._held()]
         for job in jobs:
             job.state = RUNNING
         self._groups.clear()
         self._forced.clear()
+        self._searches.clear()
         self.depth = self._bytes = 0
         return jobs
 
@@ -222,6 +226,10 @@ class Batcher:
             yield from (job for job in jobs if job.state == AGAIN)
         for group in list(self._groups.values()):
             yield from [job for job in group.jobs if job.state == WAITING]
+
+    def _held(self) -> Iterator[Job]:
+        for search in self._searches:
+            yield from (job for job in search.held() if job.state == RUNNING)
 
     def _leave(self, job: Job) -> None:
         """Count a job out that stays in a deque until it comes to the head."""
@@ -240,8 +248,10 @@ class Batcher:
 
     def _continue(self, search: Bisection, goes_on: bool) -> None:
         if goes_on:
+            self._searches.add(search)
             self._force(search.group(), search)
             return
+        self._searches.discard(search)
         rest = search.presumed_good()
         if rest:
             self._force(rest, None)

@@ -42,3 +42,7 @@ class Bisection:
         """Return the jobs to run together once the guilty one is found. Forgets them."""
         rest, self._rest = self._rest, []
         return rest
+
+    def held(self) -> list[Job]:
+        """Return the jobs that wait for the search: neither on trial now nor answered."""
+        return [*self._suspects[len(self._trial) :], *self._rest]

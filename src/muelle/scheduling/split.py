@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from muelle.core.errors import ModelFailed
 from muelle.core.request import (
     BatchOutput,
     Done,
@@ -71,8 +72,13 @@ class SplitRequest:
         self._left = len(parts)
         self._cancels: dict[int, Callable[[], None]] = {}
         self._names = ("", "")
-        for _ in range(min(window, len(parts))):
-            self._start()
+        try:
+            for _ in range(min(window, len(parts))):
+                self._start()
+        except BaseException:
+            # The caller learns it from the exception; a part already queued must not tell it again.
+            self.cancel()
+            raise
 
     def cancel(self) -> None:
         """The caller left: drop every part."""
@@ -105,7 +111,7 @@ class SplitRequest:
         self._left -= 1
         if self._left == 0:
             self._done = None
-            done(self._joined())
+            done(self._joined() or _unequal_shapes(result.model))
         elif self._next < len(self._parts):
             try:
                 self._start()
@@ -113,13 +119,23 @@ class SplitRequest:
                 self.cancel()
                 done(exc)
 
-    def _joined(self) -> InferResponse:
+    def _joined(self) -> InferResponse | None:
+        """Put the parts together. None when their rows have unequal shapes (free axes)."""
         answers = [a for a in self._answers if a is not None]
         n_rows = sum(part.n_rows for part in self._parts)
         outputs = []
         for column, (first, _) in enumerate(answers[0]):
+            if any(answer[column][0].shape[1:] != first.shape[1:] for answer in answers):
+                return None
             joined = b"".join(answer[column][1] for answer in answers)
             shape = (n_rows, *first.shape[1:])
             whole = BatchOutput(first.name, first.datatype, shape, joined)
             outputs.append(OutputTensor(whole, 0, n_rows))
         return InferResponse(self._names[0], self._names[1], outputs)
+
+
+def _unequal_shapes(model: str) -> ModelFailed:
+    return ModelFailed(
+        f"{model}: the parts of this large request have answers of unequal shapes, which no one "
+        "tensor can hold; send fewer rows at once"
+    )

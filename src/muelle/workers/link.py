@@ -27,6 +27,9 @@ MAX_READS = 64
 """Messages taken per wake-up, so that one busy worker does not starve the loop."""
 
 
+MAX_AXES = 32
+"""Of one output: the product of thousands of dimensions would keep the loop busy for seconds."""
+
 JOIN_BELOW_BYTES = 64 * 1024
 """Small batches are joined in one go and copied once; large ones are copied piece by piece."""
 
@@ -297,6 +300,8 @@ class WorkerLink:
                 raise BadWorker(f"output {out.name!r} {out.datatype} is not in the signature")
             if has_rows and (not out.shape or out.shape[0] != n_rows):
                 raise RowsMismatch(spec.name, n_rows, out.shape)
+            if len(out.shape) > MAX_AXES:
+                raise BadWorker(f"output {out.name!r} has {len(out.shape)} axes")
             count = 1
             for d in out.shape:
                 if d < 0:

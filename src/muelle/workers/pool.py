@@ -7,6 +7,7 @@ comes back. Every request is settled exactly once, whatever happens to a worker.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from muelle.core.errors import (
     BadRequest,
     DeadlineExceeded,
+    Internal,
     ModelFailed,
     QueueFull,
     Unavailable,
@@ -38,6 +40,8 @@ TICK_S = 0.025
 """How often deadlines and hung workers are looked for, while there is work."""
 HUNG_GRACE_S = 0.5
 SPLIT_WINDOW = 2
+
+log = logging.getLogger("muelle.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,6 @@ class WorkerPool:
         self.signature: Signature | None = None
         self.info: dict[str, Any] = {}
         self.example: dict[str, Any] | None = None
-        self.in_flight = 0
         self._loop = loop
         self._now = time.monotonic
         self._listener = listener
@@ -192,6 +195,13 @@ class WorkerPool:
         return self._batcher.depth
 
     @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        links = [seat.link for seat in self._seats if seat.link is not None]
+        running = sum(len(batch.jobs) for link in links for batch in link.batches())
+        return self._batcher.depth + running
+
+    @property
     def serving(self) -> bool:
         """Whether at least one worker can take a batch now."""
         return any(seat.link is not None and seat.link.ready for seat in self._seats)
@@ -242,6 +252,8 @@ class WorkerPool:
         Raise Unavailable or QueueFull at once.
         """
         self.check_open()
+        if request.n_rows == 0 and self._has_rows:
+            raise BadRequest(f"{self.spec.model}: the request has no rows; send at least one")
         timeout_s = self.spec.timeout_s
         if request.timeout_s is not None and request.timeout_s < timeout_s:
             timeout_s = request.timeout_s
@@ -389,7 +401,6 @@ class WorkerPool:
             self.died(link, f"loading failed: {message.reason}")
             return
         self._fail(message.reason)
-        self._end(self._seats[link.index])
 
     def ran(self, link: WorkerLink, batch: Batch, outputs: list[BatchOutput], ns: int) -> None:
         """A batch has its answers: give the worker its next one, then settle."""
@@ -409,14 +420,22 @@ class WorkerPool:
             job.settle(InferResponse(model, version, tensors))
 
         sink = jobs[0].sink
-        if sink is not None:
-            sink.settle_rows(jobs, outputs, general, now)
-            return
-        start = 0
-        for job in jobs:
-            if job.state == RUNNING:
-                general(job, start)
-            start += job.n_rows
+        try:
+            if sink is not None:
+                sink.settle_rows(jobs, outputs, general, now)
+                return
+            start = 0
+            for job in jobs:
+                if job.state == RUNNING:
+                    general(job, start)
+                start += job.n_rows
+        except Exception as exc:
+            # A worker can write outputs that no codec can read (lengths of BYTES, say).
+            log.error("%s: the outputs of a batch cannot be read", model, exc_info=exc)
+            error = Internal(f"{model}: the model's outputs cannot be read")
+            for job in jobs:
+                if job.state == RUNNING:
+                    job.settle(error)
 
     def failed(self, link: WorkerLink, batch: Batch, reason: str, detail: str) -> None:
         """The model raised: only the guilty request gets the error."""
@@ -457,7 +476,12 @@ class WorkerPool:
             seat.restarts += 1
         seat.state = "starting"
         spawn = WorkerThread.spawn if spec.isolation == "none" else WorkerProcess.spawn
-        process: Process = spawn(spec.threads)
+        try:
+            process: Process = spawn(spec.threads)
+        except OSError as exc:
+            # No descriptors, no memory, no processes left: such times pass.
+            self._spawn_failed(seat, exc)
+            return
         link = WorkerLink(
             seat.index,
             process,
@@ -468,21 +492,46 @@ class WorkerPool:
         )
         seat.link = link
         seat.timer = self._loop.call_later(spec.load_timeout_s, self._load_timeout, link)
-        link.load(
-            m.Load(
-                runtime=spec.runtime,
-                path=spec.artifact,
-                format=spec.format,
-                name=spec.model,
-                threads=spec.threads,
-                max_batch_size=spec.max_batch_size,
-                slots=SLOTS,
-                memory_limit_bytes=spec.memory_limit_bytes,
+        try:
+            link.load(
+                m.Load(
+                    runtime=spec.runtime,
+                    path=spec.artifact,
+                    format=spec.format,
+                    name=spec.model,
+                    threads=spec.threads,
+                    max_batch_size=spec.max_batch_size,
+                    slots=SLOTS,
+                    memory_limit_bytes=spec.memory_limit_bytes,
+                )
+            )
+        except OSError as exc:
+            self.died(link, f"channel broken: {exc.strerror}")
+
+    def _spawn_failed(self, seat: _Seat, exc: OSError) -> None:
+        reason = f"a worker cannot be started: {exc.strerror}"
+        restart = self._policy.died(self._now(), served=False)
+        seat.state = "quarantined" if restart.quarantined else "restarting"
+        if restart.quarantined:
+            self._quarantine(restart.after_s)
+        self._listener(
+            WorkerDied(
+                model=self.spec.model,
+                version=self.spec.version,
+                worker=seat.index,
+                reason=reason,
+                restart_in_s=None if restart.quarantined else restart.after_s,
             )
         )
+        seat.timer = self._loop.call_later(restart.after_s, self._spawn, seat)
 
     def _load_timeout(self, link: WorkerLink) -> None:
-        self.died(link, f"not loaded within {self.spec.load_timeout_s:g} s")
+        reason = f"not loaded within {self.spec.load_timeout_s:g} s"
+        if self.signature is None:
+            # Trying again would only wait as long again, and `start` with it.
+            self._fail(f"{reason}; allow more with worker.load_timeout_s")
+        else:
+            self.died(link, reason)
 
     def _end(self, seat: _Seat) -> None:
         link = seat.link
@@ -531,9 +580,17 @@ class WorkerPool:
             VersionFailed(model=self.spec.model, version=self.spec.version, reason=reason)
         )
         for seat in self._seats:
+            link = seat.link
             self._end(seat)
+            if link is not None:
+                self._collect(link.process)
         if not self._settled.done():
             self._settled.set_result(None)
+
+    def _collect(self, process: Process) -> None:
+        """Take the exit status of an ended process: without this a zombie stays."""
+        if process.wait(0) is None and not isinstance(process, WorkerThread):
+            self._loop.call_later(0.01, self._collect, process)
 
     # --- time ---
 
@@ -575,9 +632,7 @@ class WorkerPool:
         )
 
     def _log_detail(self, detail: str) -> None:
-        import logging
-
-        logging.getLogger("muelle.worker").warning("%s: %s", self.spec.model, detail)
+        log.warning("%s: %s", self.spec.model, detail)
 
 
 def _bad_value(request: InferRequest, exc: Exception) -> BadRequest:

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from starlette.testclient import TestClient
-from tests.unit.api.served import MODELS, doors
 
 from muelle.api.app import build_app
+from tests.unit.api.served import MODELS, doors
 
 
 @pytest.fixture(scope="module")

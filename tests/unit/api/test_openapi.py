@@ -9,10 +9,10 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from starlette.testclient import TestClient
-from tests.unit.api.served import IRIS, MODELS, doors, model, version
 
 from muelle.api.app import build_app
 from muelle.api.openapi import describe
+from tests.unit.api.served import IRIS, MODELS, doors, model, version
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.unit.api.served import MODELS, model, version
 
 import muelle.api
 from muelle.api import page
 from muelle.core.signature import Signature, TensorSpec
+from tests.unit.api.served import MODELS, model, version
 
 READY = (True, "")
 FOLDER = Path(muelle.api.__file__).parent

@@ -9,7 +9,6 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.api.served import CHURN, HALF, IMAGE, IRIS, SCALAR, example, version
 
 from muelle.api import schemas
 from muelle.api.examples import example_body, example_of, v2_example_body
@@ -17,6 +16,7 @@ from muelle.core.errors import MuelleError
 from muelle.core.signature import Signature, TensorSpec
 from muelle.protocols.http import HttpRequest
 from muelle.protocols.native import NativeCodec
+from tests.unit.api.served import CHURN, HALF, IMAGE, IRIS, SCALAR, example, version
 
 ROW = {"sepal length": 1, "sepal width": 2.5, "petal length": None, "petal width": 0}
 

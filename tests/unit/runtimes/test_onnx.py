@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import models
 
 from muelle.core.errors import ArtifactError
 from muelle.runtimes.formats import is_onnx
 from muelle.runtimes.interface import LoadOptions
 from muelle.runtimes.onnx import RUNTIME
 from muelle.runtimes.onnx_file import check_external_data
+from tests import models
 
 
 def external_model(folder: Path, location: str, offset: int = 0) -> Path:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests import models
 
 from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.runtimes.interface import Format, LoadOptions, Runtime
@@ -20,6 +19,7 @@ from muelle.runtimes.registry import (
     missing_libraries,
     missing_message,
 )
+from tests import models
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import models
-from tests.models import bytes_column
 
 from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.runtimes.interface import LoadOptions
 from muelle.runtimes.registry import find_format
 from muelle.runtimes.sklearn import RUNTIME, SklearnModel
+from tests import models
+from tests.models import bytes_column
 
 
 def load(estimator: Any, tmp_path: Path) -> Any:

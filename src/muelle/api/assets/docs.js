@@ -121,17 +121,18 @@ class Panel {
     this.say("", "");
     this.answer.hidden = true;
     this.showCurl();
-    if (example) this.fetchExample(example);
+    if (example) this.whole = this.fetchExample(example);
   }
 
+  // A promise of the whole text: who presses Send before it is here waits for it.
   async fetchExample(address) {
     try {
       const text = await (await fetch(address)).text();
-      if (this.chosen.example !== address) return;
-      this.whole = text;
-      this.body.value = `${text.slice(0, 600)}…`;
+      if (this.chosen.example === address) this.body.value = `${text.slice(0, 600)}…`;
+      return text;
     } catch {
       this.say(texts.unreachable, "bad");
+      return "";
     }
   }
 
@@ -169,7 +170,7 @@ class Panel {
 
   async ask() {
     if (this.send.disabled) return;
-    const body = this.whole ?? this.body.value;
+    const body = (await this.whole) ?? this.body.value;
     try {
       JSON.parse(body);
     } catch (error) {
