@@ -106,7 +106,7 @@ def test_sigterm_answers_what_was_accepted(chaos: Path) -> None:
         results: list[tuple[int, dict[str, str], bytes]] = []
         thread = threading.Thread(target=lambda: results.extend(in_parallel(slow)))
         thread.start()
-        _wait_until_queued(served, 20)
+        _wait_until_in_flight(served, 24)
         served.process.send_signal(signal.SIGTERM)
         served.wait_for_line("ending")
         ready.request("GET", "/ready")
@@ -206,11 +206,9 @@ def _metric(served: Served, labels: str) -> float:
     return sum(float(x.rsplit(" ", 1)[1]) for x in lines)
 
 
-def _wait_until_queued(served: Served, count: int) -> None:
-    while _metric(served, "muelle_queue_depth{") < count:
-        pass
+def _wait_until_in_flight(served: Served, count: int) -> None:
+    eventually(lambda: _metric(served, "muelle_inflight_requests{") >= count)
 
 
 def _wait_until_busy(served: Served) -> None:
-    while _metric(served, 'state="busy"') < 1:
-        pass
+    eventually(lambda: _metric(served, 'state="busy"') >= 1)
