@@ -199,7 +199,7 @@ class Batcher:
         if batch.search is not None:
             # What the search held back was not in this batch; it must not be forgotten.
             self._searches.discard(batch.search)
-            held = batch.search.presumed_good()
+            held = batch.search.held()
             if held:
                 self._force(held, None)
         return doomed
