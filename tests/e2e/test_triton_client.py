@@ -78,7 +78,7 @@ TENSORS: dict[str, Any] = {
     "FP16": extremes(np.float16),
     "FP32": extremes(np.float32),
     "FP64": extremes(np.float64),
-    "BYTES": np.array([["plain".encode(), "Cádiz ⚓".encode()], [b"", b'"\\\x01']], dtype=object),
+    "BYTES": np.array([[b"plain", "Cádiz ⚓".encode()], [b"", b'"\\\x01']], dtype=object),
     "BF16": np.array([[1.5, -2.0], [0.0, 3e38]], dtype=ml_dtypes.bfloat16),
 }
 HALVES = ("FP16", "BF16")
@@ -301,7 +301,7 @@ def test_a_wrong_tensor_is_named(
     datatype: str,
     parts: tuple[str, ...],
 ) -> None:
-    """A wrong name, shape or datatype: 400 that says which tensor, what was wanted and what came."""
+    """A wrong name, shape or datatype: 400 that says which tensor, what was wanted, what came."""
     array = np.zeros(shape, dtype=np.float64 if datatype == "FP64" else np.float32)
     tensor = triton.InferInput(name, shape, datatype)
     tensor.set_data_from_numpy(array)
