@@ -7,7 +7,6 @@ Pure functions over whole requests. Conversion of values is in `table`, answers'
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import math
 import re
@@ -26,6 +25,7 @@ from muelle.core.tensor import DATATYPES, element_count
 from muelle.protocols import table
 from muelle.protocols.http import JSON, Answer, HttpRequest
 from muelle.protocols.native_answers import AnswerWriter
+from muelle.protocols.native_arrow import read_arrow
 from muelle.protocols.status import HTTP_STATUS
 from muelle.protocols.v2_wire import is_deeper
 
@@ -35,6 +35,7 @@ ARROW = b"application/vnd.apache.arrow.stream"
 PROBLEM = b"application/problem+json"
 READABLE = (JSON, CSV, NPY, ARROW)
 MAX_NPY_HEADER = 10_000
+MAX_NPY_RANK = 32
 
 Form = Literal["json", "csv", "npy"]
 JsonNan = Literal["error", "null", "string"]
@@ -118,7 +119,8 @@ class NativeCodec:
         if not query:
             return ()
         wanted = parse_qs(query.decode("latin-1")).get("outputs", [])
-        names = tuple(name for text in wanted for name in text.split(",") if name)
+        # Twice the same name would be twice the same key.
+        names = tuple(dict.fromkeys(name for text in wanted for name in text.split(",") if name))
         for name in names:
             if name not in self._output_names:
                 raise BadRequest(
@@ -131,7 +133,6 @@ class NativeCodec:
 
     def _read_json(self, body: bytes) -> list[Tensor]:
         value = self._json(body)
-        names = self.signature.column_names
         if type(value) is list:
             return self._instances(value)
         if type(value) is not dict:
@@ -139,7 +140,7 @@ class NativeCodec:
                 f"request body: {table.kind_of(value)}; send "
                 '{"instances": [...]}, {"inputs": {...}}, a list of rows or one record'
             )
-        if "instances" in value and "instances" not in names:
+        if self._is_envelope(value, "instances"):
             _only(value, "instances")
             rows = value["instances"]
             if type(rows) is not list:
@@ -147,10 +148,32 @@ class NativeCodec:
                     f"instances: {table.kind_of(rows)}, expected a list of rows", field="instances"
                 )
             return self._instances(rows)
-        if "inputs" in value and "inputs" not in names:
+        if self._is_envelope(value, "inputs"):
             _only(value, "inputs")
             return self._tensors(value["inputs"])
         return self._instances([value])
+
+    def _is_envelope(self, value: dict[str, Any], word: str) -> bool:
+        """Whether a member is the protocol's word, and no bare record's column of that name."""
+        if word not in value:
+            return False
+        names = self.signature.column_names
+        if word not in names:
+            return True
+        inner = value[word]
+        if len(value) > 1:
+            return False
+        if not self._has_rows:
+            return word == "inputs"
+        specs = self.signature.inputs
+        if word == "inputs" and type(inner) is dict:
+            return inner.keys() <= {spec.name for spec in specs}
+        if type(inner) is not list:
+            return False
+        if len(specs) > 1 or specs[0].columns:
+            return word == "instances"
+        # One row of this tensor is nested one level less deep than all rows.
+        return _depth(inner) >= len(specs[0].shape) or (bool(inner) and type(inner[0]) is dict)
 
     def _instances(self, rows: list[Any]) -> list[Tensor]:
         if not self._has_rows:
@@ -211,6 +234,7 @@ class NativeCodec:
         if not rows:
             raise BadRequest("CSV: empty; send at least one row")
         names = table.table_names(self.signature, len(rows[0]))
+        known = set(self.signature.column_names)
         first = [cell.strip() for cell in rows[0]]
         if _is_header(first, names, self.signature):
             if self.signature.column_names == names:
@@ -225,7 +249,10 @@ class NativeCodec:
                     f"CSV row {index}: {len(row)} values, the model wants {len(names)}"
                     f"{': ' + ', '.join(names[:20]) if names[0] != '0' else ''}"
                 )
-        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        at = {name: i for i, name in enumerate(names)}
+        # A header may name the columns in any order; a tensor has them in the model's.
+        own = self.signature.column_names if set(names) <= known else names
+        columns = {name: [row[at[name]] for row in rows] for name in own if name in at}
         return table.tensors_of_columns(self.signature, columns, len(rows), from_text=True)
 
     def _read_npy(self, body: bytes) -> list[Tensor]:
@@ -235,27 +262,14 @@ class NativeCodec:
 
     def _read_arrow(self, body: bytes) -> list[Tensor]:
         self._tables_only("Arrow")
-        if importlib.util.find_spec("pyarrow") is None:
-            raise UnsupportedMedia(
-                "Arrow bodies need pyarrow on the server: pip install 'muelle[arrow]'"
-            )
-        import pyarrow as pa
-
-        try:
-            with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
-                found = reader.read_all()
-            found.validate(full=True)
-            names = [str(name) for name in found.column_names]
-            columns = {name: found.column(i).to_pylist() for i, name in enumerate(names)}
-        except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as exc:
-            raise BadRequest(f"Arrow: not a readable stream ({type(exc).__name__})") from None
-        if found.num_rows == 0:
+        names, columns, n_rows = read_arrow(body)
+        if n_rows == 0:
             raise BadRequest("Arrow: no rows; send at least one")
         own = table.table_names(self.signature, len(names))
         if own == self.signature.column_names:
             table.check_table(self.signature, names)
             columns = {name: columns[name] for name in own if name in columns}
-        return table.tensors_of_columns(self.signature, columns, found.num_rows, from_text=False)
+        return table.tensors_of_columns(self.signature, columns, n_rows, from_text=False)
 
     def _tables_only(self, what: str) -> None:
         specs = self.signature.inputs
@@ -283,9 +297,9 @@ def encode_error(error: Exception, request_id: str) -> Answer:
     if isinstance(error, MuelleError):
         status = HTTP_STATUS[error.code]
         body = {"type": "about:blank", "title": _title(status), "status": status}
-        body |= {"detail": error.message, "code": error.code.value}
+        body |= {"detail": _sayable(error.message), "code": error.code.value}
         if error.field:
-            body["field"] = error.field
+            body["field"] = _sayable(error.field)
         if error.retry_after_s is not None:
             headers = ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),)
     else:
@@ -308,6 +322,20 @@ def example_body(signature: Signature, example: Mapping[str, Any]) -> dict[str, 
             return {"instances": [dict(zip(specs[0].columns, row, strict=True))]}
         return {"instances": [row]}
     return {"instances": [{spec.name: example[spec.name][0] for spec in specs}]}
+
+
+def _sayable(text: str) -> str:
+    """Replace lone surrogates, which JSON cannot carry: an error must always be answered."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _depth(value: Any) -> int:
+    """Return how deep the first elements of nested lists lie."""
+    depth = 0
+    while type(value) is list:
+        depth += 1
+        value = value[0] if value else None
+    return depth
 
 
 def _title(status: int) -> str:
@@ -356,13 +384,22 @@ def _wanted_form(accept: bytes) -> Form:
 
 
 def _is_header(first: list[str], names: tuple[str, ...], signature: Signature) -> bool:
-    """Whether the first CSV row names columns: it does when a name of the model is in it, or when
-    it holds text where the model wants numbers only."""
-    if set(first) & set(signature.column_names):
+    """Whether the first CSV row names columns, as far as that can be told.
+
+    Where the model wants text, a cell may be equal to a column's name by chance: then the row is
+    a header only if every cell is a name, or if a column of numbers holds one.
+    """
+    known = set(signature.column_names)
+    found = [cell in known for cell in first]
+    if not any(spec.datatype == "BYTES" for spec in signature.inputs):
+        return any(found) or not any(_is_number(cell) for cell in first)
+    if all(found):
         return True
-    if any(spec.datatype == "BYTES" for spec in signature.inputs):
-        return False
-    return not any(_is_number(cell) for cell in first)
+    wants_text = {spec.name: spec.datatype == "BYTES" for spec in signature.inputs}
+    return any(
+        not wants_text.get(name, True) and not _is_number(cell)
+        for name, cell in zip(names, first, strict=False)
+    )
 
 
 def _is_number(cell: str) -> bool:
@@ -392,8 +429,13 @@ def _npy_array(body: bytes) -> np.ndarray[Any, Any]:
         raise BadRequest("npy: the header cannot be read") from None
     if dtype.hasobject:
         raise BadRequest("npy: Python objects are never unpickled; save numbers or strings")
-    if any(type(d) is not int or d < 0 for d in shape):
-        raise BadRequest("npy: a dimension is no whole number")
+    if dtype.itemsize == 0 or dtype.subdtype is not None or dtype.names is not None:
+        raise BadRequest("npy: elements of no size, or of several parts; save numbers or strings")
+    if len(shape) > MAX_NPY_RANK or any(type(d) is not int or d < 0 for d in shape):
+        raise BadRequest("npy: a dimension is no whole number, or there are too many")
+    # One by one first: their product may have more digits than Python writes.
+    if any(d > len(body) for d in shape):
+        raise BadRequest("npy: the shape needs more bytes than are there")
     count, left = element_count(shape), len(body) - stream.tell()
     if count * dtype.itemsize != left:
         raise BadRequest(
@@ -413,13 +455,31 @@ def _tensor_of_array(spec: TensorSpec, array: np.ndarray[Any, Any]) -> Tensor:
     if spec.datatype == "BYTES":
         if array.dtype.kind not in "SU":
             raise BadRequest(f"npy: {array.dtype.str} elements, the model wants text ({wanted})")
+        if array.dtype.kind == "U" and not _is_unicode(array):
+            raise BadRequest("npy: a string is not Unicode text")
         raw = encode_array("BYTES", array.astype(object))
         return Tensor.raw(spec.name, "BYTES", list(array.shape), raw)
     target = np.dtype(np.float32 if spec.datatype == "BF16" else DATATYPES[spec.datatype].numpy)
     if not np.can_cast(array.dtype, target, casting="same_kind") or array.dtype.kind == "c":
         raise BadRequest(f"npy: {array.dtype.str} elements, the model wants {wanted}")
-    cast = array.astype(target, order="C")
-    if target.kind in "iu" and not np.array_equal(cast, array):
+    if (array.dtype.kind == "b") != (target.kind == "b"):
+        raise BadRequest(f"npy: {array.dtype.str} elements, the model wants {wanted}")
+    # What does not fit becomes infinite, and is found below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(target, order="C")
+        if target.kind in "iu":
+            lost = not np.array_equal(cast, array)
+        else:
+            limit = table.BF16_LIMIT if spec.datatype == "BF16" else np.inf
+            lost = bool(np.any(np.isfinite(array) & ~(np.abs(cast) < limit)))
+    if lost:
         raise BadRequest(f"npy: a value is out of range for {spec.datatype}")
     raw = encode_array(spec.datatype, cast)
     return Tensor.raw(spec.name, spec.datatype, list(array.shape), raw)
+
+
+def _is_unicode(array: np.ndarray[Any, Any]) -> bool:
+    """Whether every code point of a string array is one: NumPy itself does not look."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    points = flat.view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    return not bool(np.any((points > 0x10FFFF) | ((points >= 0xD800) & (points <= 0xDFFF))))

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from muelle.core.errors import NotAcceptable
+from muelle.core.errors import ModelFailed, NotAcceptable
 from muelle.core.request import InferResponse, OutputTensor
 from muelle.core.signature import Signature, TensorSpec
 from muelle.protocols.http import JSON, Answer
@@ -70,7 +70,7 @@ class AnswerWriter:
                     f"output {tensor.name!r} holds NaN or infinity, which JSON has no word for; "
                     "ask for application/x-npy or text/csv, or set json_nan to null or string"
                 )
-            return [orjson.dumps(_spelled(row)) for row in array.tolist()]
+            return [orjson.dumps(_spelled(row)) for row in _shortest(array).tolist()]
         if self._has_rows and array.ndim <= 2:
             texts = tensor.batch.json_rows()[tensor.start : tensor.stop]
             return texts if array.ndim == 1 else [b"[" + text + b"]" for text in texts]
@@ -79,9 +79,10 @@ class AnswerWriter:
         if array.dtype == np.float16:
             array = array.astype(np.float32)
         return [
-            orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
-            if np.ndim(row)
-            else orjson.dumps(row.item())
+            orjson.dumps(
+                np.ascontiguousarray(row) if np.ndim(row) else row,
+                option=orjson.OPT_SERIALIZE_NUMPY,
+            )
             for row in array
         ]
 
@@ -93,7 +94,9 @@ class AnswerWriter:
             )
         array = outputs[0].array()
         if array.dtype == object:
-            array = np.array(_text(array.tolist()), dtype=np.str_)
+            # npy has no word for a missing string: an empty one, as in v2.
+            texts = [_text(v) if v is not None else "" for v in array.reshape(-1).tolist()]
+            array = np.array(texts, dtype=np.str_).reshape(array.shape)
         stream = io.BytesIO()
         np.save(stream, array, allow_pickle=False)
         return Answer(200, NPY, stream.getvalue())
@@ -134,23 +137,29 @@ def dressing(signature: Signature) -> Callable[[Sequence[Texts]], Texts] | None:
         if label_at is None or len(signature.outputs) != 1:
             return None
         return lambda columns: [b'{"label":' + text + b"}" for text in columns[0]]
-    classes = signature.outputs[probabilities_at].classes
-    if not classes:
+    spec = signature.outputs[probabilities_at]
+    classes = spec.classes
+    if not classes or len(spec.shape) != 2 or spec.shape[1] not in (-1, len(classes)):
         return None
-    keys = [msgspec.json.encode(class_text(c)) + b":" for c in classes]
     labels = [msgspec.json.encode(c) for c in classes]
+    # One `%` per row: cheaper than joining the pairs.
+    keys = [msgspec.json.encode(class_text(c)).replace(b"%", b"%%") + b":%b" for c in classes]
+    form = b'{"label":%b,"probabilities":{' + b",".join(keys) + b"}}"
 
     def dress(columns: Sequence[Texts]) -> Texts:
         rows = []
         for index, text in enumerate(columns[probabilities_at]):
-            values = text.strip(b"[]").split(b",")
+            values = text[1:-1].split(b",")
+            if len(values) != len(labels):
+                raise ModelFailed(
+                    f"output {spec.name}: {len(values)} probabilities for {len(labels)} classes"
+                )
             if label_at is None:
-                numbers = [-math.inf if v == b"null" else float(v.strip(b'"')) for v in values]
+                numbers = [_rank(value) for value in values]
                 label = labels[numbers.index(max(numbers))]
             else:
                 label = columns[label_at][index]
-            body = object_text(keys, values)
-            rows.append(b'{"label":' + label + b',"probabilities":' + body + b"}")
+            rows.append(form % (label, *values))
         return rows
 
     return dress
@@ -172,8 +181,21 @@ def column_names(spec: TensorSpec, width: int) -> list[str]:
     if spec.classes and len(spec.classes) == width:
         return [f"probability_{class_text(c)}" for c in spec.classes]
     if width == 1:
-        return [spec.name]
+        return [spec.role if spec.role == "label" else spec.name]
     return [f"{spec.name}_{i}" for i in range(width)]
+
+
+def _rank(text: bytes) -> float:
+    """Read a probability's JSON text. What is no number is never the largest."""
+    value = -math.inf if text == b"null" else float(text.strip(b'"'))
+    return -math.inf if math.isnan(value) else value
+
+
+def _shortest(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Widen floats so that they are written as short as `json_rows` does: 0.1, not 0.1000000015."""
+    if array.dtype == np.float64:
+        return array
+    return array.astype(np.float32).astype(str).astype(np.float64)
 
 
 def _spelled(value: Any) -> Any:

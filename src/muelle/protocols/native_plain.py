@@ -6,12 +6,14 @@ says what is wrong. Both must agree: a test holds them together.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from muelle.core.errors import ModelFailed
 from muelle.core.request import BatchOutput
 from muelle.core.signature import Signature
 from muelle.core.tensor import DATATYPES, packer
@@ -26,6 +28,9 @@ FAULTS = (
     TypeError,
     ValueError,
 )
+
+
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
 
 
 class ListRows(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -62,7 +67,10 @@ class NativePlain:
                 return None
             columns.append(texts if len(output.shape) == 1 else [b"[" + t + b"]" for t in texts])
         if self._dress is not None:
-            rows = self._dress(columns)
+            try:
+                rows = self._dress(columns)
+            except ModelFailed:
+                return None
         elif len(columns) == 1:
             rows = columns[0]
         else:
@@ -80,7 +88,7 @@ def _reader(signature: Signature) -> Callable[[bytes], Sequence[bytes] | None] |
             return None
         pack = packer(datatype.code, spec.shape[1]).pack
         lists = msgspec.json.Decoder(ListRows).decode
-        records = _record_decoder(spec.columns, float) if spec.columns else None
+        records = _record_decoder(spec.columns, float) if _can_be_fields(spec.columns) else None
 
         def read(body: bytes) -> Sequence[bytes] | None:
             try:
@@ -97,7 +105,8 @@ def _reader(signature: Signature) -> Callable[[bytes], Sequence[bytes] | None] |
                 return None
 
         return read
-    if len(specs) > 1 and all(len(s.shape) == 1 and _column_kind(s.datatype) for s in specs):
+    plain = all(len(s.shape) == 1 and _column_kind(s.datatype) for s in specs)
+    if len(specs) > 1 and plain and _can_be_fields([s.name for s in specs]):
         kinds = [_column_kind(spec.datatype) for spec in specs]
         decode = _record_decoder(tuple(s.name for s in specs), *kinds)
         packs = [
@@ -124,6 +133,11 @@ def _column_kind(datatype: str) -> Any:
     if datatype == "BYTES":
         return str
     return int if DATATYPES[datatype].is_integer else None
+
+
+def _can_be_fields(names: Sequence[str]) -> bool:
+    """Whether msgspec can have these as a struct's fields: unique, and without escapes in JSON."""
+    return 0 < len(set(names)) == len(names) and not any(_ESCAPED.search(name) for name in names)
 
 
 def _record_decoder(names: tuple[str, ...], *kinds: Any) -> Callable[[bytes], Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -24,6 +25,11 @@ from muelle.core.tensor import DATATYPES, packer
 
 Where = Callable[[int], str]
 """Index of a flat element -> the name that an error gives it, such as `instances[3].age`."""
+
+BF16_LIMIT = float.fromhex("0x1.ffp127")
+"""From here on a float is rounded to infinity: half a step above the largest BF16 number."""
+MAX_NEAR = 256
+"""Near names are looked for among this many names: each costs microseconds."""
 
 _KIND_NAMES = {
     bool: "a boolean",
@@ -126,6 +132,10 @@ def pack(spec: TensorSpec, flat: list[Any], where: Where) -> bytes:
         if not kinds <= {float, int}:
             flat = _floats(spec, flat, kinds, where)
         if spec.datatype == "BF16":
+            for index, value in enumerate(flat):
+                if abs(value) >= BF16_LIMIT and value not in (math.inf, -math.inf):
+                    place = where(index)
+                    raise BadRequest(f"{place}: out of range for BF16", field=place)
             return encode_array("BF16", np.asarray(flat, dtype=np.float32))
     elif datatype.is_integer:
         if kinds != {int}:
@@ -280,14 +290,18 @@ def _check_names(
                 f"instances[{index}].{name}: missing; the model wants {', '.join(names[:20])}",
                 field=f"instances[{index}].{name}",
             )
+    known = set(names)
     for name in record:
-        if name not in names:
-            shown = name[:80]
-            near = difflib.get_close_matches(name[:80], names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+        if name not in known:
             raise BadRequest(
-                f"instances[{index}]: unknown column {shown!r}{hint}", field=f"instances[{index}]"
+                f"instances[{index}]: unknown column {name[:80]!r}{_hint(name, names)}",
+                field=f"instances[{index}]",
             )
+
+
+def _hint(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name[:80], names[:MAX_NEAR], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def tensors_of_columns(
@@ -335,15 +349,14 @@ def check_table(signature: Signature, given: Sequence[str]) -> None:
     """Raise BadRequest when a table's named columns are not those of the model."""
     names = signature.column_names
     optional = {s.name for s in signature.inputs if s.optional}
+    known, sent = set(names), set(given)
     for name in names:
-        if name not in given and name not in optional:
+        if name not in sent and name not in optional:
             raise BadRequest(f"column {name!r}: missing; the model wants {', '.join(names[:20])}")
     for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name[:80], names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BadRequest(f"unknown column {name[:80]!r}{hint}")
-    if len(set(given)) != len(given):
+        if name not in known:
+            raise BadRequest(f"unknown column {name[:80]!r}{_hint(name, names)}")
+    if len(sent) != len(given):
         raise BadRequest("a column is there twice")
 
 
@@ -360,7 +373,7 @@ def _from_text(spec: TensorSpec, name: str, cells: list[Any]) -> list[Any]:
     if datatype.is_float:
         read = _float_cell
     elif datatype.is_integer:
-        read = int
+        read = _int_cell
     else:
         read = _bool_cell
     found = []
@@ -369,13 +382,39 @@ def _from_text(spec: TensorSpec, name: str, cells: list[Any]) -> list[Any]:
             found.append(read(cell.strip()))
         except (ValueError, OverflowError):
             place = f"row {index}, column {name}"
-            got = "empty" if not cell.strip() else "not a value"
-            raise BadRequest(f"{place}: {got} of {spec.datatype}", field=name) from None
+            got = "empty" if not cell.strip() else "not a value or out of range"
+            raise BadRequest(
+                f"{place}: {got}, the model wants {spec.datatype}", field=name
+            ) from None
     return found
 
 
 def _float_cell(cell: str) -> float:
-    return float(cell) if cell else float("nan")
+    if not cell:
+        return math.nan
+    value = float(_digits(cell))
+    if math.isinf(value) and "inf" not in cell.lower():
+        raise OverflowError
+    return value
+
+
+def _int_cell(cell: str) -> int:
+    text = _digits(cell)
+    try:
+        return int(text)
+    except ValueError:
+        # 1.0 is an integer in JSON too, and what tables write once a column had a gap.
+        value = float(text)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
+def _digits(cell: str) -> str:
+    """Refuse what only Python takes for a number: `1_000`, digits of other scripts."""
+    if "_" in cell or not cell.isascii():
+        raise ValueError("not a number")
+    return cell
 
 
 def _bool_cell(cell: str) -> bool:

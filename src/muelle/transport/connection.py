@@ -174,12 +174,17 @@ class HttpConnection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        """The client does not read; the sweeper ends this after a while."""
+        """The client does not read: it gets no more answers, so that they do not pile up here.
+
+        The sweeper ends this after a while.
+        """
         self.stalled_since = time.monotonic()
+        self._pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
         self.stalled_since = None
+        self._loop.call_soon(self._go_on)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes. The first lines are the hot way: the same head as before, a whole body."""
@@ -215,10 +220,9 @@ class HttpConnection(asyncio.Protocol):
             self._feed_head(data)
         elif state is State.BUSY:
             self._pending += data
-            if len(self._pending) > MAX_PENDING_BYTES and self._transport is not None:
+            if len(self._pending) > MAX_PENDING_BYTES:
                 # Pipelining is allowed, but not without end.
-                self._transport.pause_reading()
-                self._reading = False
+                self._pause_reading()
 
     def _feed_head(self, data: bytes) -> None:
         if self.state is State.IDLE:
@@ -390,14 +394,24 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Take what was pipelined behind the request that has just been answered."""
-        if self.state is not State.IDLE:
+        if self.stalled_since is not None:
             return
-        data, self._pending = self._pending, b""
+        if self.state is State.IDLE:
+            data, self._pending = self._pending, b""
+            if data:
+                self._feed(data)
+        if len(self._pending) <= MAX_PENDING_BYTES:
+            self._resume_reading()
+
+    def _pause_reading(self) -> None:
+        if self._reading and self._transport is not None:
+            self._transport.pause_reading()
+            self._reading = False
+
+    def _resume_reading(self) -> None:
         if not self._reading and self._transport is not None:
             self._transport.resume_reading()
             self._reading = True
-        if data:
-            self._feed(data)
 
     def _refuse(self, path: bytes, status: int, message: str) -> None:
         """Answer with an error of transport's own, and close: framing can no longer be trusted."""
@@ -418,9 +432,7 @@ class HttpConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if not self._reading:
-            transport.resume_reading()
-            self._reading = True
+        self._resume_reading()
         try:
             transport.write_eof()
         except (OSError, NotImplementedError, RuntimeError):

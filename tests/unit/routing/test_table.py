@@ -32,7 +32,7 @@ def test_the_default_answers_when_none_is_asked_for() -> None:
     ],
 )
 def test_an_unknown_name_is_told_near_names(name: str, words: str) -> None:
-    """The error lists names that are near, else those that there are; it does not echo at length."""
+    """The error lists near names, else those that there are; it does not echo at length."""
     with pytest.raises(ModelNotFound) as caught:
         TABLE.version(name, None)
     assert str(caught.value) == words
@@ -44,7 +44,7 @@ def test_many_models_are_not_listed() -> None:
     with pytest.raises(ModelNotFound, match=r"20 models are served, see GET /models$"):
         RouteTable(routes).model("something-else")
     with pytest.raises(ModelNotFound, match="served: none"):
-        RouteTable[str]().model("iris")
+        RouteTable(dict[str, ModelRoute[str]]()).model("iris")
 
 
 def test_an_unknown_version_is_told_which_there_are() -> None:
