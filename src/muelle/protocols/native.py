@@ -237,7 +237,7 @@ class NativeCodec:
         known = set(self.signature.column_names)
         first = [cell.strip() for cell in rows[0]]
         if _is_header(first, names, self.signature):
-            if self.signature.column_names == names:
+            if table.is_named(self.signature):
                 table.check_table(self.signature, first)
                 names = tuple(first)
             rows = rows[1:]
@@ -266,7 +266,7 @@ class NativeCodec:
         if n_rows == 0:
             raise BadRequest("Arrow: no rows; send at least one")
         own = table.table_names(self.signature, len(names))
-        if own == self.signature.column_names:
+        if table.is_named(self.signature):
             table.check_table(self.signature, names)
             columns = {name: columns[name] for name in own if name in columns}
         return table.tensors_of_columns(self.signature, columns, n_rows, from_text=False)
@@ -353,34 +353,45 @@ def _shown(text: bytes) -> str:
 
 
 def _wanted_form(accept: bytes) -> Form:
-    """Choose the answer's form from Accept: the highest q that we can write, JSON for anything."""
+    """Choose the answer's form from Accept: the highest q of those that we can write.
+
+    The most specific range that fits a form says its q. Between equals, what is named goes before
+    what a wildcard lets in, then the first named. Source: RFC 9110, section 12.5.1.
+    """
     if not accept or accept == b"*/*":
         return "json"
-    best: tuple[float, Form] | None = None
-    for part in accept.split(b","):
+    ranges: dict[bytes, tuple[int, float]] = {}
+    for place, part in enumerate(accept.split(b",")):
         media, _, parameters = part.partition(b";")
-        media = media.strip().lower()
-        form: Form | None = _FORMS.get(media)
-        if media in (b"*/*", b"application/*", b"application/problem+json"):
-            form = "json"
-        elif media == b"text/*":
-            form = "csv"
-        if form is None:
-            continue
-        q = 1.0
-        for parameter in parameters.split(b";"):
-            name, _, text = parameter.strip().partition(b"=")
-            if name == b"q":
-                try:
-                    q = float(text)
-                except ValueError:
-                    q = 0.0
-        if q > 0 and (best is None or q > best[0]):
-            best = (q, form)
+        ranges.setdefault(media.strip().lower(), (place, _quality(parameters)))
+    if PROBLEM in ranges:
+        # Who names the form of our errors wants JSON of the answers.
+        ranges.setdefault(JSON, ranges[PROBLEM])
+    best: tuple[float, int, Form] | None = None
+    for media, form in _FORMS.items():
+        for name in (media, media.partition(b"/")[0] + b"/*", b"*/*"):
+            if name in ranges:
+                place, q = ranges[name]
+                order = place if name == media else len(ranges)
+                if q > 0 and (best is None or (-q, order) < best[:2]):
+                    best = (-q, order, form)
+                break
     if best is None:
         known = ", ".join(name.decode() for name in _FORMS)
         raise NotAcceptable(f"Accept: {_shown(accept)!r}; answers come as {known}")
-    return best[1]
+    return best[2]
+
+
+def _quality(parameters: bytes) -> float:
+    """Return q of a media range: 1 when there is none, 0 when it is no number."""
+    for parameter in parameters.split(b";"):
+        name, _, text = parameter.strip().partition(b"=")
+        if name.lower() == b"q":
+            try:
+                return float(text)
+            except ValueError:
+                return 0.0
+    return 1.0
 
 
 def _is_header(first: list[str], names: tuple[str, ...], signature: Signature) -> bool:
@@ -392,7 +403,11 @@ def _is_header(first: list[str], names: tuple[str, ...], signature: Signature) -
     known = set(signature.column_names)
     found = [cell in known for cell in first]
     if not any(spec.datatype == "BYTES" for spec in signature.inputs):
-        return any(found) or not any(_is_number(cell) for cell in first)
+        numeric = [_is_number(cell) for cell in first]
+        if any(named and not number for named, number in zip(found, numeric, strict=True)):
+            return True
+        # A column may be called `0`: a number is then a name only among nothing but names.
+        return not any(numeric) or (len(first) > 1 and table.is_named(signature) and all(found))
     if all(found):
         return True
     wants_text = {spec.name: spec.datatype == "BYTES" for spec in signature.inputs}

@@ -20,6 +20,9 @@ from muelle.protocols.http import JSON, Answer
 CSV = b"text/csv; charset=utf-8"
 NPY = b"application/x-npy"
 JsonNan = Literal["error", "null", "string"]
+FREE_PADDING = 1 << 20
+MAX_PADDING = 16
+"""Characters of an npy answer of texts: FREE_PADDING, and so many for each one that is there."""
 Texts = list[bytes]
 """JSON text of one output, one item per row."""
 
@@ -94,9 +97,7 @@ class AnswerWriter:
             )
         array = outputs[0].array()
         if array.dtype == object:
-            # npy has no word for a missing string: an empty one, as in v2.
-            texts = [_text(v) if v is not None else "" for v in array.reshape(-1).tolist()]
-            array = np.array(texts, dtype=np.str_).reshape(array.shape)
+            array = _padded(outputs[0].name, array)
         stream = io.BytesIO()
         np.save(stream, array, allow_pickle=False)
         return Answer(200, NPY, stream.getvalue())
@@ -205,6 +206,21 @@ def _spelled(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def _padded(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return texts as NumPy has them: each as wide as the widest, and a missing one empty, as v2.
+
+    Raise NotAcceptable where that would be far more than the texts themselves.
+    """
+    texts = ["" if v is None else _text(v) for v in array.reshape(-1).tolist()]
+    widest = max(map(len, texts), default=0)
+    if len(texts) * widest > FREE_PADDING + MAX_PADDING * sum(map(len, texts)):
+        raise NotAcceptable(
+            f"output {name!r}: texts of too unequal lengths for application/x-npy, which pads each "
+            "to the longest; ask for application/json or text/csv"
+        )
+    return np.array(texts, dtype=np.str_).reshape(array.shape)
 
 
 def _text(value: Any) -> Any:

@@ -13,7 +13,7 @@ import difflib
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from muelle.core.errors import BadRequest
 from muelle.core.request import Tensor, encode_array, encode_bytes_tensor
 from muelle.core.signature import Signature, TensorSpec
 from muelle.core.tensor import DATATYPES, packer
+
+ANY_ROW = "instances[*]."
+"""Label of one column of many records: in a place, the row's number stands for the star."""
 
 Where = Callable[[int], str]
 """Index of a flat element -> the name that an error gives it, such as `instances[3].age`."""
@@ -103,6 +106,8 @@ def _place(label: str, shape: Sequence[int], index: int) -> str:
         index, at = divmod(index, max(size, 1))
         indices.append(at)
     indices.append(index)
+    if label.startswith(ANY_ROW):
+        label = f"instances[{indices.pop()}].{label.removeprefix(ANY_ROW)}"
     return label + "".join(f"[{i}]" for i in reversed(indices))
 
 
@@ -189,8 +194,10 @@ def _texts(spec: TensorSpec, flat: list[Any], kinds: set[type], where: Where) ->
                 place = where(index)
                 raise BadRequest(f"{place}: not base64", field=place) from None
         else:
-            _misfit(spec, flat, where, lambda v: v is None or type(v) in (str, bytes), "a string")
-            raise AssertionError("a misfit was found")
+            place = where(index)
+            raise BadRequest(
+                f"{place}: {kind_of(value)}, the model wants a string (BYTES)", field=place
+            )
     return found
 
 
@@ -261,7 +268,7 @@ def tensors_of_instances(signature: Signature, instances: list[Any]) -> list[Ten
 
 
 def _column_tensor(spec: TensorSpec, values: list[Any]) -> Tensor:
-    flat, shape = _flatten(spec, values, f"instances[*].{spec.name}")
+    flat, shape = _flatten(spec, values, ANY_ROW + spec.name)
 
     def where(index: int) -> str:
         per_row = max(len(flat) // max(len(values), 1), 1)
@@ -287,7 +294,8 @@ def _check_names(
     for name in names:
         if name in required and name not in record:
             raise BadRequest(
-                f"instances[{index}].{name}: missing; the model wants {', '.join(names[:20])}",
+                f"instances[{index}].{name}: missing; the model wants {', '.join(names[:20])}"
+                f"{_misspelled(record, names)}",
                 field=f"instances[{index}].{name}",
             )
     known = set(names)
@@ -302,6 +310,21 @@ def _check_names(
 def _hint(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name[:80], names[:MAX_NEAR], n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _misspelled(given: Iterable[str], names: Sequence[str]) -> str:
+    """Name a column that the model has not: often it is the missing one, spelled otherwise."""
+    known = set(names)
+    for name in islice(given, MAX_NEAR):
+        if name not in known:
+            return f"; unknown column {name[:80]!r}{_hint(name, names)}"
+    return ""
+
+
+def is_named(signature: Signature) -> bool:
+    """Whether the model names a table's columns; else only their number and order count."""
+    specs = signature.inputs
+    return not (len(specs) == 1 and len(specs[0].shape) == 2 and not specs[0].columns)
 
 
 def tensors_of_columns(
@@ -339,10 +362,9 @@ def tensors_of_columns(
 
 def table_names(signature: Signature, width: int) -> tuple[str, ...]:
     """Return the names of a table's columns: the model's, or numbers where it has none."""
-    specs = signature.inputs
-    if len(specs) == 1 and len(specs[0].shape) == 2 and not specs[0].columns:
-        return tuple(str(i) for i in range(width))
-    return signature.column_names
+    if is_named(signature):
+        return signature.column_names
+    return tuple(str(i) for i in range(width))
 
 
 def check_table(signature: Signature, given: Sequence[str]) -> None:
@@ -352,10 +374,14 @@ def check_table(signature: Signature, given: Sequence[str]) -> None:
     known, sent = set(names), set(given)
     for name in names:
         if name not in sent and name not in optional:
-            raise BadRequest(f"column {name!r}: missing; the model wants {', '.join(names[:20])}")
+            raise BadRequest(
+                f"column {name!r}: missing; the model wants {', '.join(names[:20])}"
+                f"{_misspelled(given, names)}",
+                field=name,
+            )
     for name in given:
         if name not in known:
-            raise BadRequest(f"unknown column {name[:80]!r}{_hint(name, names)}")
+            raise BadRequest(f"unknown column {name[:80]!r}{_hint(name, names)}", field=name[:80])
     if len(sent) != len(given):
         raise BadRequest("a column is there twice")
 

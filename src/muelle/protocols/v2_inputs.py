@@ -34,6 +34,9 @@ _JSON_NAMES = {
 }
 
 
+MAX_EMPTY_ROWS = 1024
+"""Rows without elements cost the caller no bytes, and so could be any number of them."""
+
 Pack = Callable[[list[Any]], bytes]
 """Flat elements to memory layout. Raises one of VALUE_FAULTS."""
 
@@ -118,7 +121,7 @@ def plain_inputs(
                     if given < 0 or (given != want and want != -1):
                         return None
                     count *= given
-                if count != len(elements):
+                if count != len(elements) or (not count and shape[0] > MAX_EMPTY_ROWS):
                     return None
                 packed = plan.pack(elements)
             if has_rows and n_rows != shape[0]:
@@ -221,7 +224,10 @@ def _checked_count(plan: InputPlan, wire: WireInput) -> int:
             raise _bad(plan.name, f"shape[{axis}]: expected 0..{(1 << 63) - 1}, got another size")
     if any(expected not in (-1, size) for size, expected in zip(given, want, strict=True)):
         raise _bad(plan.name, f"expected shape {list(want)}, got {given}")
-    return element_count(given)
+    count = element_count(given)
+    if not count and given[0] > MAX_EMPTY_ROWS:
+        raise _bad(plan.name, f"shape {given}: at most {MAX_EMPTY_ROWS} rows without elements")
+    return count
 
 
 def _binary_size(wire: WireInput) -> int | None:

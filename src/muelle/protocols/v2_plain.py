@@ -31,6 +31,8 @@ class V2Plain:
             DATATYPES[s.datatype].code and s.datatype != "BOOL" and -1 not in s.row_shape
             for s in signature.inputs
         )
+        # Half floats have no JSON: the whole codec refuses them before anything runs.
+        fits = fits and not any(s.datatype in ("FP16", "BF16") for s in signature.outputs)
         if decoder is not None and fits and signature.has_rows:
             self.read = _reader(decoder, signature)
         head = msgspec.json.encode({"model_name": model, "model_version": version})[:-1]

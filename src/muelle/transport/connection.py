@@ -120,6 +120,7 @@ class HttpConnection(asyncio.Protocol):
         "_request_id",
         "_site",
         "_transport",
+        "_unsent_bytes",
         "since",
         "stalled_since",
         "state",
@@ -147,7 +148,9 @@ class HttpConnection(asyncio.Protocol):
         self.since = time.monotonic()
         """When the present state began: for the sweeper."""
         self.stalled_since: float | None = None
-        """Since when the client does not read what we write."""
+        """Since when the client does not read what we write, or too little of it."""
+        self._unsent_bytes = 0
+        """What there was to write then."""
 
     # --- asyncio.Protocol ---
 
@@ -179,6 +182,8 @@ class HttpConnection(asyncio.Protocol):
         The sweeper ends this after a while.
         """
         self.stalled_since = time.monotonic()
+        if self._transport is not None:
+            self._unsent_bytes = self._transport.get_write_buffer_size()
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -216,9 +221,10 @@ class HttpConnection(asyncio.Protocol):
         state = self.state
         if state is State.BODY:
             self._feed_body(data)
-        elif state <= State.HEAD:
+        elif state is State.HEAD or (state is State.IDLE and not self._pending):
             self._feed_head(data)
-        elif state is State.BUSY:
+        elif state <= State.BUSY:
+            # Busy, or about to go on with what was pipelined before this.
             self._pending += data
             if len(self._pending) > MAX_PENDING_BYTES:
                 # Pipelining is allowed, but not without end.
@@ -400,7 +406,8 @@ class HttpConnection(asyncio.Protocol):
             data, self._pending = self._pending, b""
             if data:
                 self._feed(data)
-        if len(self._pending) <= MAX_PENDING_BYTES:
+        # Taking a request may have answered it, and that answer may be the one too many.
+        if len(self._pending) <= MAX_PENDING_BYTES and self.stalled_since is None:
             self._resume_reading()
 
     def _pause_reading(self) -> None:
@@ -452,8 +459,13 @@ class HttpConnection(asyncio.Protocol):
         if transport is None:
             return
         if self.stalled_since is not None and now - self.stalled_since > limits.write_stall_s:
-            transport.abort()
-            return
+            # A slow reader of a large answer goes on; the least rate is the one of bodies.
+            unsent = transport.get_write_buffer_size()
+            least = limits.body_rate_bytes_per_s * limits.write_stall_s
+            if self._unsent_bytes - unsent < least:
+                transport.abort()
+                return
+            self.stalled_since, self._unsent_bytes = now, unsent
         match self.state:
             case State.HEAD:
                 if age > limits.header_s:

@@ -141,7 +141,8 @@ class _Collector:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name.lower(), value))
+        # RFC 9110 5.5: white space around a value is no part of it; llhttp leaves the trailing one.
+        self.fields.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         self.complete = True
@@ -183,8 +184,14 @@ def _parse(block: bytes) -> Head:
         headers,
         content_length=content_length,
         chunked=chunked,
-        keep_alive=bool(parser.should_keep_alive()),
+        keep_alive=_keep_alive(version, headers),
     )
+
+
+def _keep_alive(version: str, headers: dict[bytes, bytes]) -> bool:
+    """Whether the connection stays (RFC 9112 9.3). llhttp forgets it when there is no body."""
+    options = {option.strip() for option in headers.get(b"connection", b"").lower().split(b",")}
+    return b"close" not in options and (version == "1.1" or b"keep-alive" in options)
 
 
 def _framing(method: bytes, version: str, headers: dict[bytes, bytes]) -> tuple[int, bool]:

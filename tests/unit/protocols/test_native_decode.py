@@ -471,3 +471,33 @@ def test_no_error_shows_a_value() -> None:
         with pytest.raises(MuelleError) as caught:
             decode(signature, body, media)
         assert secret not in caught.value.message
+
+
+def test_a_number_for_a_name_makes_no_header() -> None:
+    """Exporters call tensors `0`; a row of numbers with a zero in it stays a row."""
+    unnamed = takes(tensor("0", "FP32", -1, 3))
+
+    assert values(decode(unnamed, b"0,1,2\n3,4,5\n", CSV)) == [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
+
+
+def test_numbers_for_names_are_a_header_when_all_are_names() -> None:
+    """Tables of pandas without names count their columns."""
+    counted = takes(tensor("x", "FP32", -1, 2, columns=("0", "1")))
+
+    assert values(decode(counted, b"1,0\n7,8\n", CSV)) == [[8.0, 7.0]]
+    assert values(decode(counted, b"1,5\n7,8\n", CSV)) == [[1.0, 5.0, 7.0, 8.0]]
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        (b"application/json;q=0, */*", "csv"),
+        (b"*/*, application/x-npy;q=0.5", "json"),
+        (b"*/*, text/csv", "csv"),
+        (b"application/*;q=0.4, text/*;q=0.6", "csv"),
+        (b"text/csv;q=abc, application/x-npy;q=0.1", "npy"),
+    ],
+)
+def test_the_most_specific_range_says_the_quality(accept: bytes, form: str) -> None:
+    """RFC 9110, 12.5.1: q=0 of a named form holds against a wildcard."""
+    assert decode(NUMBERS, [[1, 2]], accept=accept).form == form

@@ -256,3 +256,14 @@ def test_a_strange_error_tells_nothing() -> None:
 def test_every_code_has_a_status(table: Any) -> None:
     """The tables are total."""
     assert set(table) == set(ErrorCode)
+
+
+def test_texts_that_npy_would_blow_up_are_refused() -> None:
+    """npy pads each text to the longest: one long among many short ones is told what to do."""
+    texts = gives(tensor("t", "BYTES", -1))
+    uneven = [b"x" * 100_000] + [b""] * 1_000
+
+    with pytest.raises(NotAcceptable, match="unequal lengths.*text/csv"):
+        answer(texts, uneven, accept=b"application/x-npy")
+    even = answer(texts, [b"x" * 100] * 1_000, accept=b"application/x-npy")
+    assert np.load(io.BytesIO(even)).tolist() == ["x" * 100] * 1_000

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muelle.core.errors import MuelleError
+from muelle.core.request import BatchOutput, InferResponse, OutputTensor, encode_array
 from muelle.core.signature import Signature, TensorSpec
 from muelle.protocols.http import JSON, HttpRequest
 from muelle.protocols.native import ARROW, CSV, NPY, NativeCodec
@@ -187,6 +188,67 @@ def test_the_plain_decoder_does_read(signature: Signature, body: bytes) -> None:
     columns = read(body)
     assert columns is not None
     assert list(columns) == [memory for _, _, memory in decode(signature, body)]
+
+
+SINGLE = TensorSpec(name="x", datatype="FP32", shape=(-1, 1))
+LABEL = TensorSpec(name="l", datatype="BYTES", shape=(-1,), role="label")
+CHANCES = TensorSpec(
+    name="p", datatype="FP32", shape=(-1, 3), role="probabilities", classes=("a%b", 2, True)
+)
+ANSWERS = (
+    (CHANCES,),
+    (LABEL, CHANCES),
+    (LABEL,),
+    (TensorSpec(name="y", datatype="FP64", shape=(-1,)),),
+    (TensorSpec(name="y", datatype="FP16", shape=(-1, 2)), LABEL),
+    (TensorSpec(name='i"', datatype="INT64", shape=(-1, 1)), SINGLE),
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Signature, list[BatchOutput], int]:
+    """A batch's outputs with any values: text with quotes, NaN, infinity."""
+    specs = draw(st.sampled_from(ANSWERS))
+    n_rows = draw(st.integers(1, 3))
+    outputs = []
+    for spec in specs:
+        shape = (n_rows, *spec.row_shape)
+        kinds: dict[str, st.SearchStrategy[Any]] = {
+            "BYTES": st.none() | st.text(max_size=3).map(str.encode) | st.binary(max_size=2),
+            "INT64": st.integers(-(2**63), 2**63 - 1),
+            "FP16": st.floats(width=16),
+            "FP32": st.floats(width=32),
+        }
+        element = kinds.get(spec.datatype, st.floats())
+        size = int(np.prod(shape))
+        flat = draw(st.lists(element, min_size=size, max_size=size))
+        array = np.empty(size, {"BYTES": "O", "INT64": "i8", "FP64": "f8"}.get(spec.datatype, "f4"))
+        array[:] = flat
+        memory = encode_array(spec.datatype, array)
+        outputs.append(BatchOutput(spec.name, spec.datatype, shape, memory))
+    return Signature(inputs=(SINGLE,), outputs=specs), outputs, n_rows
+
+
+@given(batches())
+@settings(max_examples=300, deadline=None)
+def test_the_plain_writer_agrees_with_the_whole_one(
+    case: tuple[Signature, list[BatchOutput], int],
+) -> None:
+    """Byte for byte, whatever the values; the whole codec's text is JSON or it is an error."""
+    signature, outputs, n_rows = case
+    codec = NativeCodec("m", "1", signature, "error", 20, 32)
+    request = codec.decode(HttpRequest(b"POST", "", b"", {}, b"[[1]]"))
+    rows = NativePlain("m", "1", signature).rows(outputs)
+
+    for index in range(n_rows):
+        tensors = [OutputTensor(output, index, index + 1) for output in outputs]
+        try:
+            body = codec.encode(request, InferResponse("m", "1", tensors)).body
+        except MuelleError:
+            assert rows is None
+            continue
+        (_,) = json.loads(body, parse_constant=pytest.fail)["predictions"]
+        assert rows is None or rows[index] == body
 
 
 SEEDS = {

@@ -466,3 +466,19 @@ def test_error_texts_are_short_whatever_the_body_holds() -> None:
             codec(X).decode(text, None)
         assert len(caught.value.message) < 500
         assert len(caught.value.field) < 500
+
+
+@pytest.mark.parametrize("rows", [1025, 10**18])
+@pytest.mark.parametrize("binary", [True, False])
+def test_rows_of_nothing_are_not_believed(rows: int, binary: bool) -> None:
+    """A row that costs no bytes could be there any number of times: a small body, endless work."""
+    given = changed(shape=[rows, 0], data=... if binary else [])
+    if binary:
+        given["parameters"] = {"binary_data_size": 0}
+    text = body(given)
+    free = codec(spec("x", "FP32", -1, -1))
+
+    with pytest.raises(BadRequest, match="at most 1024 rows without elements"):
+        free.decode(text, len(text) if binary else None)
+    few = body(changed(shape=[3, 0], data=[]))
+    assert free.decode(few, None).n_rows == 3

@@ -132,6 +132,14 @@ def test_what_is_written_is_what_the_whole_codec_writes(
         assert codec.encode(request, InferResponse("m", "1", tensors)).body == row
 
 
+def test_half_floats_in_the_answer_leave_it_to_the_whole_codec() -> None:
+    """It refuses such a request before the model runs; the plain way must not let it run."""
+    halves = Signature(
+        inputs=ONE.inputs, outputs=(TensorSpec(name="h", datatype="FP16", shape=(-1,)),)
+    )
+    assert V2Plain("m", "1", halves, 64).read is None
+
+
 def test_free_axes_and_halves_are_left_alone() -> None:
     """Signatures whose rows have no fixed size, or that JSON cannot carry, have no plain way."""
     for datatype, shape in (
