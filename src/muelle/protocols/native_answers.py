@@ -116,11 +116,23 @@ class AnswerWriter:
             values = _text(flat.tolist())
             header += column_names(self._specs[tensor.name], flat.shape[1])
             columns += [list(column) for column in zip(*values, strict=True)]
+        if len(set(header)) != len(header):
+            # Two targets with the same classes: then each column says whose it is.
+            header = [
+                f"{tensor.name}_{name}"
+                for tensor in outputs
+                for name in column_names(self._specs[tensor.name], _width(tensor, self._has_rows))
+            ]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(zip(*columns, strict=True))
         return Answer(200, CSV, stream.getvalue().encode())
+
+
+def _width(tensor: OutputTensor, has_rows: bool) -> int:
+    """Return how many columns of a table an output fills."""
+    return math.prod(tensor.shape[1:] if has_rows else tensor.shape)
 
 
 def dressing(signature: Signature) -> Callable[[Sequence[Texts]], Texts] | None:

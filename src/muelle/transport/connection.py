@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import fcntl
+import sys
+import termios
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -183,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
         """
         self.stalled_since = time.monotonic()
         if self._transport is not None:
-            self._unsent_bytes = self._transport.get_write_buffer_size()
+            self._unsent_bytes = _unsent_bytes(self._transport)
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -460,7 +463,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self.stalled_since is not None and now - self.stalled_since > limits.write_stall_s:
             # A slow reader of a large answer goes on; the least rate is the one of bodies.
-            unsent = transport.get_write_buffer_size()
+            unsent = _unsent_bytes(transport)
             least = limits.body_rate_bytes_per_s * limits.write_stall_s
             if self._unsent_bytes - unsent < least:
                 transport.abort()
@@ -488,6 +491,20 @@ class HttpConnection(asyncio.Protocol):
                     transport.abort()
             case _:
                 pass
+
+
+def _unsent_bytes(transport: asyncio.Transport) -> int:
+    """Return what the client has not taken yet: bytes that lie here, and in the system's buffer.
+
+    The system takes more from us only when a third of its buffer, of megabytes, has become free.
+    """
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        size += int.from_bytes(
+            fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder
+        )
+    return size
 
 
 def _path_of(block: bytes) -> bytes:

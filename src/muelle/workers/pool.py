@@ -460,7 +460,8 @@ class WorkerPool:
                 job.settle(error)
         restart = self._policy.died(self._now(), served=link.served > 0)
         seat.state = "quarantined" if restart.quarantined else "restarting"
-        if restart.quarantined:
+        if restart.quarantined and not self.serving:
+            # While another worker serves, only this seat stays empty.
             self._quarantine(restart.after_s)
         self._reap(link.process, reason, seat, restart.after_s, restart.quarantined)
         seat.timer = self._loop.call_later(restart.after_s, self._spawn, seat)
