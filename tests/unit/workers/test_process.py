@@ -150,6 +150,7 @@ def test_a_probe_tells_the_signature(tmp_path: Path) -> None:
     """What the artifact takes and gives, without loading it here."""
     path = tmp_path / "model.py"
     path.write_text(SOURCE)
+    sys.modules.pop("muelle_served_model", None)  # Another test may have loaded one in here.
     loaded = probe(path, "python", "Python model")
     assert [spec.name for spec in loaded.signature.inputs] == ["x", "do"]
     assert "muelle_served_model" not in sys.modules
