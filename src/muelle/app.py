@@ -42,7 +42,7 @@ _CODES = {
     413: ErrorCode.TOO_LARGE,
     431: ErrorCode.HEADERS_TOO_LARGE,
     503: ErrorCode.OVERLOADED,
-    505: ErrorCode.UNSUPPORTED,
+    505: ErrorCode.HTTP_VERSION,
 }
 
 
@@ -259,9 +259,7 @@ def _ready_answer(ok: bool, reason: str, failing: int) -> Answer:
 
 def _refusal(path: bytes, status: int, message: str, request_id: str) -> Answer:
     encode = error_encoder(path.decode("latin-1"))
-    answer = encode(Refused(status, message), request_id)
-    answer.status = status
-    return answer
+    return encode(Refused(status, message), request_id)
 
 
 def _internal_error(path: bytes, request_id: str) -> Answer:

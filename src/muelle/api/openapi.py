@@ -153,7 +153,6 @@ def _native(
                     "type": "array",
                     "items": {"enum": [s.name for s in signature.outputs]},
                     "minItems": 1,
-                    "uniqueItems": True,
                 },
             },
         ],

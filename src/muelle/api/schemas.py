@@ -17,7 +17,8 @@ from muelle.protocols.native_answers import class_text
 
 Schema: TypeAlias = dict[str, Any]
 
-_FLOAT_MAX = {"FP16": 65504.0, "FP32": 3.4028234663852886e38}
+# The last double that still rounds to the greatest number of the type, not to infinity.
+_FLOAT_MAX = {"FP16": 65519.99999999999, "FP32": 3.4028235677973362e38}
 _HALVES = ("FP16", "BF16")
 
 
@@ -198,7 +199,7 @@ def v2_request(signature: Signature) -> Schema:
     required = [s.name for s in signature.inputs if not s.optional]
     inputs: Schema = {
         "type": "array",
-        "items": {"anyOf": [_v2_input(spec) for spec in signature.inputs]},
+        "items": {"anyOf": [_v2_input(spec, signature.has_rows) for spec in signature.inputs]},
         "minItems": len(required),
         "maxItems": len(signature.inputs),
     }
@@ -244,8 +245,12 @@ def v2_response(signature: Signature) -> Schema:
     )
 
 
-def _v2_input(spec: TensorSpec) -> Schema:
-    sizes = [{"const": d} if d >= 0 else {"type": "integer", "minimum": 0} for d in spec.shape]
+def _v2_input(spec: TensorSpec, has_rows: bool) -> Schema:
+    sizes: list[Schema] = [
+        {"const": d} if d >= 0 else {"type": "integer", "minimum": 0} for d in spec.shape
+    ]
+    if has_rows:
+        sizes[0] = {"type": "integer", "minimum": 1}
     shape: Schema = {"type": "array", "minItems": len(sizes), "maxItems": len(sizes)}
     if sizes:
         shape |= {"prefixItems": sizes, "items": False}

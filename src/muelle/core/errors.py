@@ -23,6 +23,7 @@ class ErrorCode(enum.Enum):
     TOO_LARGE = "too_large"
     UNSUPPORTED_MEDIA = "unsupported_media"
     HEADERS_TOO_LARGE = "headers_too_large"
+    HTTP_VERSION = "http_version"
     NOT_ACCEPTABLE = "not_acceptable"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"

@@ -19,6 +19,7 @@ HTTP_STATUS: MappingProxyType[E, int] = MappingProxyType(
         E.TOO_LARGE: 413,
         E.UNSUPPORTED_MEDIA: 415,
         E.HEADERS_TOO_LARGE: 431,
+        E.HTTP_VERSION: 505,
         E.NOT_ACCEPTABLE: 406,
         E.OVERLOADED: 503,
         E.UNAVAILABLE: 503,
