@@ -7,6 +7,7 @@ comes back. Every request is settled exactly once, whatever happens to a worker.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import struct
 import time
@@ -339,7 +340,13 @@ class WorkerPool:
     def _give(self, link: WorkerLink, batch: Batch, now: float) -> None:
         try:
             link.run(batch, now)
-        except OSError:
+        except OSError as exc:
+            if exc.errno == errno.EMSGSIZE:
+                # Where the tensors lie does not fit one datagram: it never will.
+                error = ModelFailed(f"{self.spec.model}: more input tensors than a batch can name")
+                for job in batch.jobs:
+                    job.settle(error)
+                return
             # The channel broke; the worker's end is noticed by itself. Nothing was lost.
             self._batcher.put_back(batch)
 
