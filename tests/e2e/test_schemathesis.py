@@ -80,15 +80,6 @@ def test_no_made_up_request_breaks_the_document(served: Served, tmp_path: Path) 
     assert "20 selected / 20 total" in done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3])
-def test_many_made_up_requests_do_not_either(served: Served, tmp_path: Path, seed: int) -> None:
-    """The same with 200 cases per operation and other seeds."""
-    url = f"http://127.0.0.1:{served.port}/openapi.json"
-    done = run_schemathesis(url, tmp_path, examples=200, seed=seed, limit_s=900)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
-
-
 def test_the_checks_see_a_document_that_lies(served: Served, tmp_path: Path) -> None:
     """Negative control: a wrong answer schema and a status that is not told are both found."""
     document = json.loads(served.ask("GET", "/openapi.json")[2])
