@@ -17,6 +17,8 @@ class ErrorCode(enum.Enum):
     MODEL_NOT_FOUND = "model_not_found"
     VERSION_NOT_FOUND = "version_not_found"
     ROUTE_NOT_FOUND = "route_not_found"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     LENGTH_REQUIRED = "length_required"
@@ -31,6 +33,7 @@ class ErrorCode(enum.Enum):
     CANCELLED = "cancelled"
     MODEL_FAILED = "model_failed"
     UNSUPPORTED = "unsupported"
+    CONFLICT = "conflict"
     INTERNAL = "internal"
 
 
@@ -76,6 +79,18 @@ class RouteNotFound(MuelleError):
     """No endpoint has that path."""
 
     code = ErrorCode.ROUTE_NOT_FOUND
+
+
+class Unauthenticated(MuelleError):
+    """Who asks is not known."""
+
+    code = ErrorCode.UNAUTHENTICATED
+
+
+class Forbidden(MuelleError):
+    """Who asks is known, and may not."""
+
+    code = ErrorCode.FORBIDDEN
 
 
 class MethodNotAllowed(MuelleError):
@@ -143,10 +158,28 @@ class Internal(MuelleError):
     code = ErrorCode.INTERNAL
 
 
+class Unsupported(MuelleError):
+    """What is asked for exists, but not as this server is set up. The message says how it would."""
+
+    code = ErrorCode.UNSUPPORTED
+
+
 class ArtifactError(MuelleError):
     """A model file cannot be used: not found, not a known format, broken, or not trusted."""
 
     code = ErrorCode.UNPROCESSABLE
+
+
+class Conflict(MuelleError):
+    """What is asked goes against what else is in force: a label, a route, a server, a push."""
+
+    code = ErrorCode.CONFLICT
+
+
+class StoreError(MuelleError):
+    """The store cannot be read or written now: a full disk, a failing one, or it is damaged."""
+
+    code = ErrorCode.UNAVAILABLE
 
 
 class MissingLibrary(ArtifactError):

@@ -13,6 +13,8 @@ HTTP_STATUS: MappingProxyType[E, int] = MappingProxyType(
         E.MODEL_NOT_FOUND: 404,
         E.VERSION_NOT_FOUND: 404,
         E.ROUTE_NOT_FOUND: 404,
+        E.UNAUTHENTICATED: 401,
+        E.FORBIDDEN: 403,
         E.METHOD_NOT_ALLOWED: 405,
         E.REQUEST_TIMEOUT: 408,
         E.LENGTH_REQUIRED: 411,
@@ -27,6 +29,7 @@ HTTP_STATUS: MappingProxyType[E, int] = MappingProxyType(
         E.CANCELLED: 499,
         E.MODEL_FAILED: 500,
         E.UNSUPPORTED: 501,
+        E.CONFLICT: 409,
         E.INTERNAL: 500,
     }
 )

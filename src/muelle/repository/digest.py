@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from muelle.core.errors import ArtifactError
 
 BLOCK_BYTES = 1024 * 1024
 _PREFIX = "sha256:"
+CACHE = "__pycache__"
+"""A folder that Python makes by itself wherever it imports from: no part of any artifact."""
 
 Progress = Callable[[int, int], None]
 """(bytes_done, bytes_total), called after each block and once at the end."""
@@ -20,8 +22,9 @@ def digest_artifact(path: Path, progress: Progress | None = None) -> str:
     """Return `sha256:<64 hex digits>` of a file, or of a folder's names and contents.
 
     A folder's digest is that of one line per file, sorted by name: digest, two spaces, relative
-    name. Empty folders do not count. Raise ArtifactError when something cannot be read, or when a
-    folder holds a symbolic link (its target could change while the digest stays).
+    name. Empty folders do not count, nor do `__pycache__`. Raise ArtifactError when something
+    cannot be read, or when a folder holds a symbolic link (its target could change while the
+    digest stays).
     """
     is_folder = path.is_dir()
     try:
@@ -48,12 +51,27 @@ def digest_artifact(path: Path, progress: Progress | None = None) -> str:
     return _PREFIX + lines.hexdigest()
 
 
+def digest_of_files(files: Sequence[tuple[str, str]]) -> str:
+    """Return the digest that `digest_artifact` gives: of a lone file, or of a folder with several.
+
+    `files` are (relative name with `/`, 64 hex digits of its SHA-256), in any order; at least one.
+    """
+    if len(files) == 1:
+        return _PREFIX + files[0][1]
+    lines = hashlib.sha256()
+    for name, sha256 in sorted(files):
+        lines.update(f"{sha256}  {name}\n".encode("utf-8", "surrogateescape"))
+    return _PREFIX + lines.hexdigest()
+
+
 def _sort_key(item: tuple[str, Path]) -> str:
     return item[0]
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for here, folders, names in os.walk(folder, onerror=_raise):
+        if CACHE in folders:
+            folders.remove(CACHE)
         for name in (*folders, *names):
             path = Path(here, name)
             if path.is_symlink():
