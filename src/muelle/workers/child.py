@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from muelle.core.errors import ArtifactError, MissingLibrary
+from muelle.core.records import StoredTensor
 from muelle.core.request import decode_array, encode_array
 from muelle.core.signature import row_bytes
 from muelle.core.tensor import DATATYPES
@@ -94,10 +95,10 @@ def serve(channel: Channel, load: Callable[[m.Load], LoadedModel]) -> None:
     """Answer the server's messages until it stops or goes away."""
     model: LoadedModel | None = None
     try:
-        first, _ = channel.receive()
+        first, fds = channel.receive()
         if not isinstance(first, m.Load):
             return
-        model = _load(channel, first, load)
+        model = _load(channel, first, load, _examples(first, fds))
         if model is None:
             return
         batches = Batches(channel, model, [Slot() for _ in range(first.slots)])
@@ -114,20 +115,44 @@ def serve(channel: Channel, load: Callable[[m.Load], LoadedModel]) -> None:
             model.close()
 
 
+def _examples(message: m.Load, fds: list[int]) -> m.Examples:
+    """Read the examples out of the memory that came with the first message."""
+    if not message.examples_bytes:
+        return ()
+    region = Region.receive(fds[0])
+    os.close(fds[0])
+    region.fd = -1
+    found = msgspec.msgpack.decode(region.view[: message.examples_bytes], type=m.Examples)
+    region.close()
+    return found
+
+
+class ExampleFailed(Exception):
+    """The model raised on one of its own examples."""
+
+
 def _load(
-    channel: Channel, message: m.Load, load: Callable[[m.Load], LoadedModel]
+    channel: Channel,
+    message: m.Load,
+    load: Callable[[m.Load], LoadedModel],
+    examples: m.Examples,
 ) -> LoadedModel | None:
     try:
         model = load(message)
         example = model.example
+        answers = tuple(_rehearse(model, i, inputs) for i, inputs in enumerate(examples))
         channel.send(
             m.Loaded(
                 signature=model.signature,
                 info=dict(model.info),
                 example=None if example is None else {k: _plain(v) for k, v in example.items()},
                 output_row_bytes=row_bytes(model.signature.outputs),
+                answers=answers,
             )
         )
+    except ExampleFailed as exc:
+        detail = traceback.format_exc(limit=-8)[-8_000:]
+        channel.send(m.LoadFailed("example", str(exc), detail))
     except MissingLibrary as exc:
         channel.send(m.LoadFailed("library", str(exc), ""))
     except ArtifactError as exc:
@@ -138,6 +163,26 @@ def _load(
     else:
         return model
     return None
+
+
+def _rehearse(
+    model: LoadedModel, index: int, inputs: Sequence[StoredTensor]
+) -> tuple[StoredTensor, ...]:
+    """Run one example as a batch: it warms the model up, and the server compares the answer."""
+    try:
+        results = model.run({t.name: decode_array(t.datatype, t.shape, t.content) for t in inputs})
+        answer = []
+        for spec in model.signature.outputs:
+            array = np.asarray(results[spec.name])
+            content = encode_array(spec.datatype, array)
+            answer.append(
+                StoredTensor(
+                    name=spec.name, datatype=spec.datatype, shape=array.shape, content=content
+                )
+            )
+        return tuple(answer)
+    except Exception as exc:
+        raise ExampleFailed(f"example {index + 1} fails: {caller_text(exc)}") from exc
 
 
 class Batches:
@@ -283,6 +328,8 @@ def load_artifact(message: m.Load) -> LoadedModel:
     from muelle.runtimes.registry import Registry
 
     runtime = Registry().by_name(message.runtime)
+    # A version's folder must stay as it was pushed: no __pycache__ beside a model in Python.
+    sys.dont_write_bytecode = True
     options = LoadOptions(
         threads=message.threads,
         max_batch_size=message.max_batch_size,

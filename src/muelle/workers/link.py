@@ -108,9 +108,17 @@ class WorkerLink:
 
     # --- out ---
 
-    def load(self, message: m.Load) -> None:
-        """Send the first message."""
-        self._send(message)
+    def load(self, message: m.Load, examples: bytes = b"") -> None:
+        """Send the first message, with the examples (MessagePack) that it announces."""
+        if not examples:
+            self._send(message)
+            return
+        region = Region.create(len(examples))
+        try:
+            region.view[: len(examples)] = examples
+            self._send(message, [region.fd])
+        finally:
+            region.close()
 
     def set_sizes(self, signature: Signature, output_row_bytes: int, max_batch_size: int) -> None:
         """Remember what Loaded told, so that the first batch finds output memory that fits."""

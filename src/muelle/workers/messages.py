@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from muelle.core.records import StoredTensor
 from muelle.core.signature import Signature
 
 MAX_MESSAGE_BYTES = 160 * 1024
@@ -38,6 +39,9 @@ class Load(Message, tag=1, frozen=True):
     slots: int
     memory_limit_bytes: int
     """Limit on the worker's private memory, 0 for none."""
+    examples_bytes: int = 0
+    """Length of the examples to run before answering, as MessagePack of `Examples` in a memfd that
+    comes with this message. 0: none."""
 
 
 class TensorAt(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -79,10 +83,12 @@ class Loaded(Message, tag=11, frozen=True):
     """Tensor name -> nested list of one row (BYTES as text)."""
     output_row_bytes: int
     """Expected bytes of all outputs per row, 0 when not known."""
+    answers: tuple[tuple[StoredTensor, ...], ...] = ()
+    """What the model answered to each of Load's examples."""
 
 
 class LoadFailed(Message, tag=12, frozen=True):
-    """Loading failed; the worker exits. `kind` is `artifact`, `library` or `crash`."""
+    """Loading failed; the worker exits. `kind` is `artifact`, `library`, `example` or `crash`."""
 
     kind: str
     reason: str
@@ -139,6 +145,9 @@ class OutputRefused(Message, tag=5, frozen=True):
     slot: int
     limit_bytes: int
 
+
+Examples = tuple[tuple[StoredTensor, ...], ...]
+"""The inputs of each example."""
 
 ToWorker = Load | Run | OutputMemory | OutputRefused | Stop
 FromWorker = Loaded | LoadFailed | Ran | RunFailed | NeedOutput | Part

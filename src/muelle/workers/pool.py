@@ -66,6 +66,12 @@ class PoolSpec:
     load_timeout_s: float = 600.0
     memory_limit_bytes: int = 0
     output_limit_bytes: int = 1024**3
+    examples: bytes = b""
+    """MessagePack of `messages.Examples`: every worker runs them before it counts as loaded."""
+    python: str = ""
+    """Interpreter of the version's own environment, "" for the server's."""
+    one_try: bool = False
+    """Whether a crash during the first load is final: something else serves meanwhile."""
 
 
 class Observer(Protocol):
@@ -73,6 +79,10 @@ class Observer(Protocol):
 
     def batch(self, n_rows: int, compute_s: float, jobs: Sequence[Job], ended: float) -> None:
         """A batch ran for compute_s and ended at `ended` (monotonic seconds)."""
+
+
+Check = Callable[[m.Loaded], str]
+"""Looks at what a worker says after loading; returns why it must not serve, "" when it may."""
 
 
 class Uncounted:
@@ -106,8 +116,10 @@ class WorkerPool:
         loop: asyncio.AbstractEventLoop,
         listener: Listener,
         observer: Observer | None = None,
+        check: Check | None = None,
     ) -> None:
         self.spec = spec
+        self._check = check
         self.state: VersionState = "LOADING"
         self.reason = "loading"
         self.signature: Signature | None = None
@@ -361,6 +373,13 @@ class WorkerPool:
         """A worker has the model in memory."""
         seat = self._seats[link.index]
         signature = message.signature
+        wrong = self._check(message) if self._check is not None else ""
+        if wrong and self.signature is None:
+            self._fail(wrong)
+            return
+        if wrong:
+            self.died(link, wrong)
+            return
         if self.signature is None:
             self._adopt(message)
         elif signature != self.signature:
@@ -462,6 +481,9 @@ class WorkerPool:
         self._end(seat)
         if self._closing:
             return
+        if self.spec.one_try and self.signature is None:
+            self._fail_at_end_of(link.process, reason)
+            return
         for batch in lost:
             for job, error in self._batcher.lost(batch):
                 job.settle(error)
@@ -485,7 +507,7 @@ class WorkerPool:
         seat.state = "starting"
         spawn = WorkerThread.spawn if spec.isolation == "none" else WorkerProcess.spawn
         try:
-            process: Process = spawn(spec.threads)
+            process: Process = spawn(spec.threads, spec.python)
         except OSError as exc:
             # No descriptors, no memory, no processes left: such times pass.
             self._spawn_failed(seat, exc)
@@ -511,7 +533,9 @@ class WorkerPool:
                     max_batch_size=spec.max_batch_size,
                     slots=SLOTS,
                     memory_limit_bytes=spec.memory_limit_bytes,
-                )
+                    examples_bytes=len(spec.examples),
+                ),
+                spec.examples,
             )
         except OSError as exc:
             self.died(link, f"channel broken: {exc.strerror}")
@@ -580,6 +604,10 @@ class WorkerPool:
         if not self._settled.done():
             self._settled.set_result(None)
 
+    def fail(self, reason: str) -> None:
+        """Take the version out of service for good: FAILED with this reason, workers ended."""
+        self._fail(reason)
+
     def _fail(self, reason: str) -> None:
         if self.state == "FAILED":
             return
@@ -594,6 +622,14 @@ class WorkerPool:
                 self._collect(link.process)
         if not self._settled.done():
             self._settled.set_result(None)
+
+    def _fail_at_end_of(self, process: Process, reason: str) -> None:
+        """Fail once the exit status is known: it says more than a closed channel."""
+        if process.wait(0) is None and not isinstance(process, WorkerThread):
+            self._loop.call_later(0.01, self._fail_at_end_of, process, reason)
+            return
+        ended = f"{reason}; {process.reason()}" if reason else process.reason()
+        self._fail(f"its worker ended while it loaded the model: {ended}")
 
     def _collect(self, process: Process) -> None:
         """Take the exit status of an ended process: without this a zombie stays."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "TMPDIR")
 """What a worker inherits. Everything else (tokens, proxies, cloud settings) stays in the server."""
@@ -41,22 +42,18 @@ class WorkerProcess:
         self._process = process
 
     @classmethod
-    def spawn(cls, threads: int) -> WorkerProcess:
-        """Start `python -m muelle.workers.child` with exec; the server itself is never forked."""
+    def spawn(cls, threads: int, python: str = "") -> WorkerProcess:
+        """Start `python -m muelle.workers.child` with exec; the server itself is never forked.
+
+        `python` is the interpreter of a version's own environment, "" for the server's.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {k: os.environ[k] for k in KEPT_ENVIRONMENT if k in os.environ}
         environment.update(FIXED_ENVIRONMENT)
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         try:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-m",
-                    "muelle.workers.child",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
+                [*_program(python), str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 # What a model prints is for the log; standard output belongs to the server.
                 stdout=2,
@@ -105,6 +102,12 @@ class WorkerProcess:
             return 0
 
 
+def _program(python: str) -> list[str]:
+    if not python:
+        return [sys.executable, "-I", "-m", "muelle.workers.child"]
+    return [python, "-I", str(Path(__file__).with_name("bootstrap.py"))]
+
+
 class WorkerThread:
     """The same worker in a thread of the server (`isolation = none`): no protection at all."""
 
@@ -115,8 +118,13 @@ class WorkerThread:
         self._thread = thread
 
     @classmethod
-    def spawn(cls, threads: int) -> WorkerThread:
-        """Run the worker's loop in a daemon thread over the same kind of channel."""
+    def spawn(cls, threads: int, python: str = "") -> WorkerThread:
+        """Run the worker's loop in a daemon thread over the same kind of channel.
+
+        Raise ValueError for another interpreter: a thread has the server's.
+        """
+        if python:
+            raise ValueError("a version with an environment of its own needs a process")
         from muelle.workers import child
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
