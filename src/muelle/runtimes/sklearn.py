@@ -6,6 +6,7 @@ the estimator's own `predict` and `predict_proba`, column names and class labels
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -84,6 +85,11 @@ _KNOWN_TYPES = frozenset(
     }
 )
 
+MAX_SEARCHED_BYTES = 64 * 1024 * 1024
+_VERSION_IN_PICKLE = re.compile(
+    rb"_sklearn_version.{0,8}?(\d+\.\d+(?:\.\d+)?(?:rc\d+)?)", re.DOTALL
+)
+
 # Classifiers whose `predict` is, in their source, the class of the largest `predict_proba`. Asking
 # once instead of twice halves their time. (Logistic regression and boosting compare raw scores.)
 _LABEL_IS_ARGMAX = frozenset(
@@ -104,11 +110,13 @@ def load(path: Path, options: LoadOptions) -> SklearnModel:
         # It was skops when the server asked whether it may run code. It has been swapped since.
         raise ArtifactError(f"{path.name}: the file changed while it was being loaded")
     notes: list[str] = []
+    made_with = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         estimator = _read_pickle(path) if runs_code else _read_skops(path)
     for warning in caught:
         if warning.category.__name__ == "InconsistentVersionWarning":
+            made_with = str(getattr(warning.message, "original_sklearn_version", ""))
             notes.append(str(warning.message).split(". ")[0])
     if not hasattr(estimator, "get_params") or not (
         hasattr(estimator, "predict") or hasattr(estimator, "transform")
@@ -118,7 +126,7 @@ def load(path: Path, options: LoadOptions) -> SklearnModel:
             "predict or transform"
         )
     _limit_threads(estimator, options.threads)
-    return SklearnModel(estimator, path, notes)
+    return SklearnModel(estimator, path, notes, made_with)
 
 
 def _runs_code(path: Path) -> bool:
@@ -165,7 +173,24 @@ def _read_pickle(path: Path) -> Any:
             f"{path.name}: it was made with {name}, which is not installed: pip install {name}"
         ) from exc
     except (Exception, SystemExit) as exc:
+        other = _other_version(_version_in(path)).get("made_with", "")
+        if other:
+            needs = other.replace(" ", "==")
+            raise ArtifactError(
+                f"{path.name}: it was saved by {other}, which this one cannot read "
+                f"({type(exc).__name__}); push it with --requirements FILE, where FILE says {needs}"
+            ) from exc
         raise _unreadable(path, exc) from exc
+
+
+def _version_in(path: Path) -> str:
+    """Return the version that a pickle says its estimator was saved with, "" when none is found.
+
+    Read off the bytes: the file could not be loaded.
+    """
+    with open(path, "rb") as file:
+        found = _VERSION_IN_PICKLE.search(file.read(MAX_SEARCHED_BYTES))
+    return found[1].decode() if found else ""
 
 
 def _unreadable(path: Path, exc: BaseException) -> ArtifactError:
@@ -190,13 +215,15 @@ class SklearnModel:
     info: Mapping[str, Any]
     example: Arrays | None
 
-    def __init__(self, estimator: Any, path: Path, notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, estimator: Any, path: Path, notes: Iterable[str] = (), made_with: str = ""
+    ) -> None:
         inputs = _Inputs(estimator, path)
         self._read = inputs.reader
         self._before, self._final = _split(estimator)
         self._ask, describe = _answers(estimator, self._final)
         self.example = inputs.example
-        self.info = _info(estimator, notes)
+        self.info = {**_info(estimator, notes), **_other_version(made_with)}
         outputs = first_answer(path, self.run, self.example)
         self.signature = Signature(inputs=inputs.specs, outputs=describe(outputs))
 
@@ -322,7 +349,7 @@ _Describe = Callable[[Arrays], tuple[TensorSpec, ...]]
 
 def _answers(estimator: Any, final: Any) -> tuple[_Ask, _Describe]:
     """Return what to ask the last step, and how to describe the answers to one row."""
-    from sklearn.base import is_classifier, is_clusterer
+    from sklearn.base import ClusterMixin, is_classifier
 
     if is_classifier(estimator):
         classes = estimator.classes_
@@ -330,7 +357,8 @@ def _answers(estimator: Any, final: Any) -> tuple[_Ask, _Describe]:
             return _many_classes(final, classes)
         return _one_class(final, classes)
     if hasattr(final, "predict"):
-        name = "cluster" if is_clusterer(estimator) else "predictions"
+        # By its class: `is_clusterer` came with scikit-learn 1.6.
+        name = "cluster" if isinstance(final, ClusterMixin) else "predictions"
         return _plain(name, final.predict)
     return _plain("transformed", final.transform)
 
@@ -415,6 +443,22 @@ def _info(estimator: Any, notes: Iterable[str]) -> dict[str, Any]:
     if notes := list(notes):
         facts["warnings"] = notes
     return facts
+
+
+def _other_version(made_with: str) -> dict[str, str]:
+    """Return what to tell of an estimator that another scikit-learn has saved."""
+    import sklearn
+
+    if not made_with or made_with == sklearn.__version__:
+        return {}
+    return {
+        "made_with": f"scikit-learn {made_with}",
+        "warning": (
+            f"made with scikit-learn {made_with}, this worker has {sklearn.__version__}: answers "
+            f"may differ; push it with --requirements FILE, where FILE says "
+            f"scikit-learn=={made_with}"
+        ),
+    }
 
 
 RUNTIME = Runtime(
