@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Signature", "TensorSpec", "__version__"]
+__all__ = ["AsyncClient", "Client", "Model", "Signature", "TensorSpec", "__version__"]
 
 if TYPE_CHECKING:
+    from muelle.client import AsyncClient, Client
     from muelle.core.signature import Signature, TensorSpec
     from muelle.runtimes.interface import Model
 
 _LAZY = {
+    "AsyncClient": "muelle.client",
+    "Client": "muelle.client",
     "Signature": "muelle.core.signature",
     "TensorSpec": "muelle.core.signature",
     "Model": "muelle.runtimes.interface",

@@ -14,14 +14,16 @@ import sys
 from collections.abc import Callable
 
 from muelle import __version__
+from muelle.app_admin import Admin
+from muelle.app_sources import new_source
 from muelle.config.sections import ServeConfig
-from muelle.core.errors import ArtifactError, ConfigError, ErrorCode, Internal, MuelleError
+from muelle.control.sources import StoreSource
+from muelle.control.wanted import Source
+from muelle.core.errors import ArtifactError, ErrorCode, Internal, MuelleError
 from muelle.core.events import Draining, Listener, Listening
 from muelle.inference import InferenceService, error_encoder
-from muelle.management import Artifact, ManagementService
+from muelle.management import ManagementService
 from muelle.protocols.http import JSON, Answer
-from muelle.repository.layout import list_artifacts, split_spec
-from muelle.runtimes.registry import Registry, missing_libraries, missing_message
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
@@ -60,58 +62,18 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     Raise MuelleError (ArtifactError, ConfigError) when it cannot start; the text is for the user.
     """
     logs.setup(config.log_level, sys.stderr, json=config.log_format == "json")
-    artifacts = plan(config)
+    source = new_source(config)
+    source.read()  # Every cheap reason to stop, before the port is taken.
+    for problem in source.problems():
+        log.warning("%s", problem)
     sock = bind_or_explain(config.listen.host, config.listen.port)
     try:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(config, artifacts, sock, listener).run())
+            return runner.run(Server(config, source, sock, listener).run())
     finally:
         sock.close()
-
-
-def plan(config: ServeConfig) -> list[Artifact]:
-    """Find what is to be served, and what of it must not be. Raise ArtifactError."""
-    registry = Registry()
-    if not config.models:
-        raise ConfigError("nothing to serve: name a model file or a folder, or try `muelle demo`")
-    listing = list_artifacts(_named(config))
-    for problem in listing.problems:
-        log.warning("%s", problem)
-    artifacts = []
-    for found in listing.artifacts:
-        runtime, format_ = registry.find_format(found.path)
-        refused = ""
-        missing = missing_libraries(runtime, format_)
-        if format_.runs_code and not config.trust:
-            refused = (
-                f"{found.path.name} is {format_.name}: loading it runs code from the file; "
-                "if you trust where it comes from, add --trust"
-            )
-        elif missing:
-            refused = missing_message(runtime, format_, missing)
-        artifacts.append(
-            Artifact(
-                model=found.model,
-                version=str(found.version),
-                path=found.path.absolute(),
-                runtime=runtime.name,
-                format=format_.name,
-                refused=refused,
-            )
-        )
-    return artifacts
-
-
-def _named(config: ServeConfig) -> tuple[str, ...]:
-    """Give the one model the name that --name asks for."""
-    if config.name is None:
-        return config.models
-    if len(config.models) != 1:
-        raise ConfigError("--name goes with one model; write NAME=PATH for several")
-    _, path = split_spec(config.models[0])
-    return (f"{config.name}={path}",)
 
 
 class Server:
@@ -120,12 +82,12 @@ class Server:
     def __init__(
         self,
         config: ServeConfig,
-        artifacts: list[Artifact],
+        source: Source,
         sock: socket.socket,
         listener: Listener,
     ) -> None:
         self._config = config
-        self._artifacts = artifacts
+        self._source = source
         self._sock = sock
         self._listener = listener
         self._ended = asyncio.Event()
@@ -139,6 +101,8 @@ class Server:
         self.management = ManagementService(
             config,
             self.inference,
+            self._source,
+            version=__version__,
             loop=loop,
             listener=self._listener,
             table_changed=self._table_changed,
@@ -152,16 +116,27 @@ class Server:
             internal_error=_internal_error,
             loop=loop,
         )
+        self.admin = Admin(
+            config.admin,
+            config.limits,
+            self.management,
+            self._source if isinstance(self._source, StoreSource) else None,
+            refusal=_refusal,
+            loop=loop,
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         await self.http.start(self._sock)
-        loading = loop.create_task(self.management.load_all(self._artifacts))
+        self.management.url = self._url()
+        await self.admin.start()
+        loading = loop.create_task(self.management.start())
         ended = loop.create_task(self._ended.wait())
         await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
             failures = self.management.failures()
-            if failures:
+            if failures and not isinstance(self._source, StoreSource):
+                # Files were named on the command line: whoever did it waits for an answer.
                 await self._end(0.0)
                 raise ArtifactError("; ".join(f"{a.model}: {reason}" for a, reason in failures))
             self._announce()
@@ -176,17 +151,22 @@ class Server:
         self.management.draining = True
         await self.http.drain(timeout_s)
         await self.management.stop()
+        await self.admin.stop()
 
     def _announce(self) -> None:
-        host, port = self._sock.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
         # What was made so far lives as long as the server; collections need not walk it again.
         gc.collect()
         gc.freeze()
         # Requests make no cycles: looking for some after each few hundred objects is for nothing.
         gc.set_threshold(GC_OBJECTS, 20, 20)
-        self._listener(Listening(url=f"http://{shown}:{port}", models=self.management.models()))
-        asyncio.get_running_loop().call_later(WARM_APP_AFTER_S, self.asgi.warm)
+        self._listener(Listening(url=self._url(), models=self.management.models()))
+        loop = asyncio.get_running_loop()
+        loop.call_later(WARM_APP_AFTER_S, self.asgi.warm)
+        loop.call_later(2 * WARM_APP_AFTER_S, self.admin.warm)
+
+    def _url(self) -> str:
+        host, port = self._sock.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def _signalled(self, number: int) -> None:
         """The first signal drains; SIGINT twice ends at once."""
@@ -201,6 +181,7 @@ class Server:
 
     def _table_changed(self) -> None:
         self.http.set_hot(dict(self.inference.hot_paths()))
+        self.admin.versions_changed()
 
     # --- what costs nothing is answered without the app ---
 

@@ -7,343 +7,51 @@ Transports and the API call this and nothing behind it. Not for loading or unloa
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from muelle.core.errors import (
     BadRequest,
-    ErrorCode,
     MethodNotAllowed,
-    MuelleError,
     RouteNotFound,
     TooLarge,
     Unavailable,
     UnsupportedMedia,
 )
-from muelle.core.request import BatchOutput, InferRequest, InferResponse
-from muelle.core.signature import row_bytes
+from muelle.endpoints import Cancel, HttpConnection, Reply
 from muelle.protocols import native, v2
-from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.protocols.http import Answer, HttpRequest
 from muelle.routing.table import RouteTable
-from muelle.scheduling.jobs import RUNNING, SETTLED, WAITING, Job
-from muelle.telemetry.metrics import VersionMetrics
-from muelle.workers.pool import WorkerPool
-
-log = logging.getLogger("muelle.inference")
-
-Cancel = Callable[[], None]
-Reply = Callable[[Answer], None]
 
 _PREDICT = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 
-OUTCOMES: Mapping[ErrorCode, str] = {
-    ErrorCode.OVERLOADED: "overloaded",
-    ErrorCode.UNAVAILABLE: "unavailable",
-    ErrorCode.DEADLINE: "deadline",
-    ErrorCode.CANCELLED: "cancelled",
-    ErrorCode.MODEL_FAILED: "failed",
-    ErrorCode.INTERNAL: "failed",
-    ErrorCode.MODEL_NOT_FOUND: "not_found",
-    ErrorCode.VERSION_NOT_FOUND: "not_found",
-}
 
+class Endpoint(Protocol):
+    """Answers predictions in one protocol: of one version, or shared among several."""
 
-class Codec(Protocol):
-    """One protocol's functions for one model version, over a whole HTTP request."""
-
-    protocol: str
-
-    def decode(self, request: HttpRequest) -> InferRequest:
-        """Read the request. Raise MuelleError."""
-
-    def encode(self, wire: Any, response: InferResponse) -> Answer:
-        """Write the answer. Raise MuelleError."""
-
-    def encode_error(self, error: Exception, request_id: str) -> Answer:
-        """Write an error."""
-
-
-class NativeHttp:
-    """The native codec, as endpoints call it."""
-
-    protocol = "native"
-
-    def __init__(self, codec: native.NativeCodec) -> None:
-        self.decode = codec.decode
-        self.encode = codec.encode
-        self.encode_error = native.encode_error
-
-
-class V2Http:
-    """The v2 codec, as endpoints call it: it wants the length of the JSON part."""
-
-    protocol = "v2"
-
-    def __init__(self, codec: v2.V2Codec) -> None:
-        self._decode = codec.decode
-        self.encode = codec.encode
-        self.encode_error = v2.encode_error
-
-    def decode(self, request: HttpRequest) -> InferRequest:
-        """Read a v2 request with or without the binary extension."""
-        length = request.headers.get(b"inference-header-content-length")
-        if length is None:
-            return self._decode(request.body, None)
-        if not length.isdigit() or len(length) > 18:
-            raise BadRequest("Inference-Header-Content-Length: not a number")
-        return self._decode(request.body, int(length))
-
-
-class PlainCodec(Protocol):
-    """The plain case of a protocol: one JSON row in, one JSON answer out."""
-
-    read: Callable[[bytes], Sequence[bytes] | None] | None
-
-    def rows(self, outputs: Sequence[BatchOutput]) -> list[bytes] | None:
-        """Return the body of each row's answer, None when the whole codec must do it."""
-
-
-class HttpConnection(Protocol):
-    """Where the answer to a hot job goes."""
-
-    def reply_plain(self, endpoint: PredictEndpoint, body: bytes, now: float) -> None:
-        """Write a plain answer."""
-
-    def reply(self, answer: Answer) -> None:
-        """Write any answer."""
-
-    def reply_ready(self, whole: bytes, n_numbers: int) -> None:
-        """Write an answer that lies ready but for its number."""
-
-    def take_request_id(self) -> str:
-        """Give the request under way an id, for an answer that is not plain."""
-
-
-class HotJob(Job):
-    """A plain request of one row: it knows its connection, and its answer is written in bulk."""
-
-    __slots__ = ("body", "connection", "endpoint")
-
-    def __init__(
-        self,
-        endpoint: PredictEndpoint,
-        connection: HttpConnection,
-        body: bytes,
-        columns: Sequence[bytes],
-        arrived: float,
-    ) -> None:
-        self.endpoint = endpoint
-        self.connection = connection
-        self.body = body
-        self.arrived = arrived
-        self.attempts = 0
-        self.columns = columns
-        self.deadline = arrived + endpoint.timeout_s
-        self.key = None
-        self.n_rows = 1
-        self.nbytes = endpoint.row_bytes or sum(map(len, columns))
-        self.places = None
-        self.sink = endpoint
-        self.state = WAITING
-
-    def deliver(self, result: InferResponse | Exception) -> None:
-        """The usual way: an error, or an answer that needs the whole codec."""
-        self.endpoint.deliver(self, result)
-
-    def __call__(self) -> None:
-        """The client left."""
-        self.endpoint.leave(self)
-
-
-class PredictEndpoint:
-    """Answers predictions of one version in one protocol. The hottest path of the server."""
-
-    def __init__(
-        self,
-        codec: Codec,
-        plain: PlainCodec | None,
-        pool: WorkerPool,
-        metrics: VersionMetrics,
-        now: Callable[[], float],
-    ) -> None:
-        self._codec = codec
-        self._pool = pool
-        self._metrics = metrics
-        self._ok = metrics.counter(codec.protocol, "ok")
-        self._now = now
-        self._plain = plain
-        self._read = plain.read if plain is not None and pool.takes_plain_rows else None
-        self.timeout_s = pool.spec.timeout_s
-        self.row_bytes = row_bytes(pool.signature.inputs) if pool.signature else 0
-        self.head_lines = b"muelle-model: %s\r\nmuelle-version: %s\r\n" % (
-            pool.spec.model.encode(),
-            pool.spec.version.encode(),
-        )
-        self._overloaded = metrics.counter(codec.protocol, "overloaded")
-        self.hot_head = b""
-        self._shed = b""
-        self._shed_numbers = 1
-
-    # --- the hot way ---
+    head_lines: bytes
+    hot_head: bytes
 
     def refresh(self, make_head: Callable[[Answer, bytes], bytes], id_prefix: str) -> None:
-        """Make the head of plain answers, and the whole of a shed one, anew: the date moved."""
-        plain = Answer(200, JSON, b"")
-        plain.head_lines = self.head_lines
-        self.hot_head = make_head(plain, b"%d")
-        # A body with the longest number stands for all: ids have one width.
-        sample = f"{id_prefix}-{0:08x}"
-        full = self._codec.encode_error(self._pool.full_error(), sample)
-        body = full.body.replace(b"%", b"%%").replace(
-            sample.encode(), sample[:-8].encode() + b"%08x"
-        )
-        self._shed = make_head(full, b"%d" % len(full.body)) + body
-        self._shed_numbers = 1 + full.body.count(sample.encode())
+        """Make what lies ready anew."""
 
-    def take(self, connection: HttpConnection, body: bytes) -> HotJob | bool | None:
-        """Queue a plain one-row request. False: not plain, or not possible now; ask `begin`."""
-        read = self._read
-        if read is None:
-            return False
-        if self._pool.is_full:
-            # First of all: a request that is shed must cost as little as can be.
-            connection.reply_ready(self._shed, self._shed_numbers)
-            self._overloaded.add()
-            return None
-        columns = read(body)
-        if columns is None or self._pool.state != "READY":
-            return False
-        job = HotJob(self, connection, body, columns, self._now())
-        try:
-            self._pool.enqueue(job)
-        except MuelleError:
-            return False
-        return job
-
-    def settle_rows(
-        self,
-        jobs: Sequence[Job],
-        outputs: Sequence[BatchOutput],
-        general: Callable[[Job, int], None],
-        now: float,
-    ) -> None:
-        """Write the answers of a batch: the plain ones from text that is made once for all."""
-        assert self._plain is not None
-        bodies = self._plain.rows(outputs)
-        totals: list[float] = []
-        start = 0
-        for job in jobs:
-            if job.state == RUNNING:
-                if bodies is not None and job.sink is self:
-                    job.state = SETTLED
-                    totals.append(now - job.arrived)
-                    job.connection.reply_plain(self, bodies[start], now)  # type: ignore[attr-defined]
-                else:
-                    general(job, start)
-            start += job.n_rows
-        if totals:
-            self._ok.add(len(totals))
-            self._metrics.total.observe_many(totals)
-
-    def deliver(self, job: HotJob, result: InferResponse | Exception) -> None:
-        """Settle a hot job the usual way: decode it again with the whole codec, which can tell."""
-        connection = job.connection
-        request = HttpRequest(b"POST", "", b"", {}, job.body, connection.take_request_id())
-        if isinstance(result, InferResponse):
-            try:
-                wire = self._codec.decode(request)
-            except Exception as exc:
-                result = exc
-            else:
-                self._finish(request, wire, result, connection.reply, job.arrived)
-                return
-        connection.reply(self._error(result, request, job.arrived))
-
-    def leave(self, job: HotJob) -> None:
-        """A client left before its answer."""
-        self._pool.cancel(job)
-        self._metrics.counter(self._codec.protocol, "cancelled").add()
-
-    # --- the general way ---
+    def take(self, connection: HttpConnection, body: bytes) -> Cancel | bool | None:
+        """Answer a plain body the hottest way; False when it is not plain."""
 
     def begin(self, request: HttpRequest, done: Reply) -> Cancel | None:
-        """Decode, queue, and answer when the batch is done. Never raises."""
-        arrived = self._now()
-        try:
-            self._pool.check_open()
-            wire = self._codec.decode(request)
-            wanted_ms = request.headers.get(b"timeout-ms")
-            if wanted_ms is not None:
-                _apply_timeout(wire, wanted_ms)
-
-            def finish(result: InferResponse | Exception) -> None:
-                self._finish(request, wire, result, done, arrived)
-
-            cancel = self._pool.submit(wire, finish, arrived)
-        except Exception as exc:
-            done(self._error(exc, request, arrived))
-            return None
-
-        def cancelled() -> None:
-            cancel()
-            self._metrics.counter(self._codec.protocol, "cancelled").add()
-
-        return cancelled
-
-    def _finish(
-        self,
-        request: HttpRequest,
-        wire: InferRequest,
-        result: InferResponse | Exception,
-        done: Reply,
-        arrived: float,
-    ) -> None:
-        if isinstance(result, InferResponse):
-            try:
-                answer = self._codec.encode(wire, result)
-            except Exception as exc:
-                answer = self._error(exc, request, arrived)
-            else:
-                answer.head_lines = self.head_lines
-                self._ok.add()
-                self._metrics.total.observe(self._now() - arrived)
-        else:
-            answer = self._error(result, request, arrived)
-        done(answer)
-
-    def _error(self, error: Exception, request: HttpRequest, arrived: float) -> Answer:
-        if isinstance(error, MuelleError):
-            outcome = OUTCOMES.get(error.code, "bad_request")
-        else:
-            outcome = "failed"
-            log.error("request %s failed", request.request_id, exc_info=error)
-        self._metrics.counter(self._codec.protocol, outcome).add()
-        self._metrics.total.observe(self._now() - arrived)
-        return self._codec.encode_error(error, request.request_id)
-
-
-def _apply_timeout(wire: InferRequest, wanted_ms: bytes) -> None:
-    try:
-        milliseconds = float(wanted_ms)
-    except ValueError:
-        milliseconds = -1.0
-    if not 0 < milliseconds < 1e12:
-        raise BadRequest("timeout-ms: not a positive number of milliseconds", field="timeout-ms")
-    seconds = milliseconds / 1e3
-    if wire.timeout_s is None or seconds < wire.timeout_s:
-        wire.timeout_s = seconds
+        """Answer any request. Never raises."""
 
 
 class Served:
-    """One version as the data plane sees it: its endpoints by protocol."""
+    """What answers, as the data plane sees it: endpoints by protocol, none while it loads."""
 
-    def __init__(self, pool: WorkerPool, endpoints: Mapping[str, PredictEndpoint]) -> None:
-        self.pool = pool
+    def __init__(self, endpoints: Mapping[str, Endpoint], reason: Callable[[], str]) -> None:
         self.endpoints = endpoints
+        self.reason = reason
+        """Says why there are no endpoints."""
 
 
 Table = RouteTable[Served]
@@ -356,19 +64,20 @@ class InferenceService:
         self._body_limit_bytes = body_limit_bytes
         self._loop = loop
         self.table: Table = RouteTable()
+        self.asked: Callable[[str, str | None], None] = _nobody
+        """Told that a version was asked for that is known but not loaded."""
 
-    def hot_paths(self) -> dict[bytes, PredictEndpoint]:
+    def hot_paths(self) -> dict[bytes, Endpoint]:
         """Return every exact path that a lane may answer without asking anyone."""
-        paths: dict[bytes, PredictEndpoint] = {}
+        paths: dict[bytes, Endpoint] = {}
         for name, route in self.table.models.items():
-            for version, served in route.versions.items():
-                prefixes = [f"models/{name}/versions/{version}"]
-                if version == route.default:
-                    prefixes.append(f"models/{name}")
-                for prefix in prefixes:
-                    if "native" in served.endpoints:
-                        paths[f"/{prefix}/predict".encode()] = served.endpoints["native"]
-                        paths[f"/v2/{prefix}/infer".encode()] = served.endpoints["v2"]
+            places = [(f"models/{name}/versions/{v}", s) for v, s in route.versions.items()]
+            if route.front is not None:
+                places.append((f"models/{name}", route.front))
+            for prefix, served in places:
+                if "native" in served.endpoints:
+                    paths[f"/{prefix}/predict".encode()] = served.endpoints["native"]
+                    paths[f"/v2/{prefix}/infer".encode()] = served.endpoints["v2"]
         return paths
 
     async def answer(self, request: HttpRequest) -> Answer:
@@ -400,7 +109,7 @@ class InferenceService:
                 cancel()
             raise
 
-    def _endpoint(self, request: HttpRequest) -> PredictEndpoint:
+    def _endpoint(self, request: HttpRequest) -> Endpoint:
         for protocol, pattern in (("native", _PREDICT), ("v2", _INFER)):
             match = pattern.match(request.path)
             if match is None:
@@ -411,7 +120,8 @@ class InferenceService:
             served = self.table.version(name, version)
             endpoint = served.endpoints.get(protocol)
             if endpoint is None:
-                raise Unavailable(f"{name}: {served.pool.reason}", retry_after_s=1.0)
+                self.asked(name, version)
+                raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
             return endpoint
         raise RouteNotFound("no such path; see GET /models for what is served")
 
@@ -435,6 +145,10 @@ class InferenceService:
         if not inflater.eof or inflater.unused_data:
             raise BadRequest(f"the {encoding.decode()} body is cut off or has bytes behind its end")
         return body
+
+
+def _nobody(model: str, version: str | None) -> None:
+    """Nothing is loaded on demand."""
 
 
 def error_encoder(path: str) -> Callable[[Exception, str], Answer]:

@@ -16,6 +16,8 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "listen.host": (["--host"], "ADDRESS"),
     "listen.port": (["-p", "--port"], "PORT"),
     "name": (["--name"], "NAME"),
+    "store": (["--store"], "DIR"),
+    "select": (["--models", "select"], "NAME[@LABEL],..."),
     "worker.workers": (["--workers"], "N"),
     "worker.threads": (["--threads"], "N"),
     "batching.max_batch_size": (["--max-batch-size"], "ROWS"),
@@ -25,6 +27,14 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "drain_s": (["--drain-s"], "S"),
     "worker.isolation": (["--isolation"], "process|none"),
     "worker.memory_limit_mb": (["--memory-limit-mb"], "MB"),
+    "lifecycle.control": (["--control"], "none|poll|explicit"),
+    "lifecycle.poll_s": (["--poll-s"], "S"),
+    "lifecycle.update": (["--update"], "availability|resource"),
+    "lifecycle.keep_warm_s": (["--keep-warm-s"], "S"),
+    "lifecycle.memory_limit_mb": (["--memory-limit"], "MB"),
+    "admin.socket": (["--admin-socket"], "PATH|none"),
+    "admin.listen": (["--admin-listen"], "HOST:PORT"),
+    "admin.token_file": (["--admin-token-file"], "FILE"),
     "json_nan": (["--json-nan"], "error|null|string"),
     "log_level": (["--log-level"], "LEVEL"),
     "log_format": (["--log-format"], "FORMAT"),
@@ -90,10 +100,13 @@ def setting_options(texts: Texts) -> list[click.Parameter]:
         for path, (forms, metavar) in _FORMS.items()
     ]
     trust = click.Option(["--trust/--no-trust"], default=None, help=texts("setting.trust"))
+    on_demand = click.Option(
+        ["--on-demand/--no-on-demand"], default=None, help=texts("setting.lifecycle.on_demand")
+    )
     config = click.Option(
         ["--config"], metavar="FILE", type=click.Path(), help=texts("help.option.config")
     )
-    return [*options, trust, config]
+    return [*options, on_demand, trust, config]
 
 
 def read_settings(cli: Any, models: tuple[str, ...], config: str | None, **flags: Any) -> Any:

@@ -20,7 +20,12 @@ from muelle.cli.command import Group
 from muelle.cli.context import Cli
 from muelle.texts import Texts, language_of
 
-COMMANDS = ("serve", "inspect", "predict", "demo", "config", "version", "completion")
+COMMANDS = (
+    "serve", "inspect", "predict",
+    "push", "list", "show", "diff", "label", "rollback", "route", "history",
+    "rm", "gc", "verify", "export", "pull",
+    "demo", "config", "version", "completion",
+)  # fmt: skip
 """In the order of the help. Module `muelle.cli.<name>` holds `command(texts) -> click.Command`."""
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130

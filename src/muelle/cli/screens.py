@@ -18,9 +18,11 @@ from muelle.core.events import (
     Draining,
     Event,
     Listening,
+    TrafficMoved,
     VersionFailed,
     VersionLoading,
     VersionReady,
+    VersionUnloaded,
     WorkerDied,
 )
 
@@ -49,6 +51,7 @@ class ServeScreen:
         self._console = cli.console() if cli.err_is_terminal() else None
         self._status: Any = None
         self._loading: dict[tuple[str, str], str] = {}
+        self._listens = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._show: dict[type[Event], Callable[[Any], None]] = {
             VersionLoading: self._on_loading,
@@ -57,6 +60,8 @@ class ServeScreen:
             WorkerDied: self._on_died,
             Listening: self._on_listening,
             Draining: self._on_draining,
+            TrafficMoved: self._on_moved,
+            VersionUnloaded: self._on_unloaded,
         }
 
     def __enter__(self) -> ServeScreen:
@@ -124,8 +129,30 @@ class ServeScreen:
     def _on_draining(self, event: Draining) -> None:
         self._line(self._texts("serve.draining", waiting=event.waiting))
 
+    def _on_moved(self, event: TrafficMoved) -> None:
+        if not self._listens:
+            return  # At the start every model's traffic goes from nowhere to somewhere.
+        if not event.shares:
+            self._warn(self._texts("serve.nobody", model=event.model))
+            return
+        parts = [f"{v} {share:.3g}" for v, share in ((v, 100 * s) for v, s in event.shares.items())]
+        shares = ", ".join(f"{part} %" for part in parts)
+        if len(event.shares) == 1:
+            (shares,) = event.shares
+        text = self._texts("serve.moved", model=event.model, shares=shares)
+        if event.shadow:
+            text += f"; {self._texts('serve.shadow', version=event.shadow)}"
+        self._line(text)
+
+    def _on_unloaded(self, event: VersionUnloaded) -> None:
+        text = self._texts(
+            "serve.unloaded", model=event.model, version=event.version, reason=event.reason
+        )
+        self._line(text)
+
     def _on_listening(self, event: Listening) -> None:
         self._spin("")
+        self._listens = True
         url = reachable(event.url)
         self._line(self._texts("serve.listening", version=__version__, url=url), style="bold green")
         for model in event.models[:MAX_SHOWN]:

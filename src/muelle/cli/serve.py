@@ -22,7 +22,7 @@ def command(texts: Texts) -> click.Command:
 def run(cli: Cli, models: tuple[str, ...], config: str | None, **flags: Any) -> int:
     """Serve until a signal ends it; return the server's exit code."""
     settings, _ = read_settings(cli, models, config, **flags)
-    if not settings.models:
+    if not settings.models and not settings.store and not _has_store(cli):
         raise click.UsageError(cli.texts("error.no_model"), click.get_current_context())
     if settings.name is not None and len(settings.models) > 1:
         text = cli.texts("error.name_for_many", count=len(settings.models))
@@ -33,3 +33,10 @@ def run(cli: Cli, models: tuple[str, ...], config: str | None, **flags: Any) -> 
 
     with ServeScreen(cli) as screen:
         return serve(settings, screen)
+
+
+def _has_store(cli: Cli) -> bool:
+    """Whether this user has pushed a model: then `muelle serve` alone serves the store."""
+    from muelle.repository.store import default_store
+
+    return (default_store(cli.env) / "store.db").exists()

@@ -28,6 +28,15 @@ ALIASES = {
     "threads": "worker.threads",
     "isolation": "worker.isolation",
     "memory_limit_mb": "worker.memory_limit_mb",
+    "control": "lifecycle.control",
+    "poll_s": "lifecycle.poll_s",
+    "update": "lifecycle.update",
+    "keep_warm_s": "lifecycle.keep_warm_s",
+    "memory_limit": "lifecycle.memory_limit_mb",
+    "on_demand": "lifecycle.on_demand",
+    "admin_socket": "admin.socket",
+    "admin_listen": "admin.listen",
+    "admin_token_file": "admin.token_file",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""
 

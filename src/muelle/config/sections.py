@@ -73,6 +73,36 @@ class WorkersConfig(Section, frozen=True):
     third of the request timeout, so that a batch that hung once can run again in time."""
 
 
+class LifecycleConfig(Section, frozen=True):
+    """When versions come and go while the server runs."""
+
+    control: Literal["none", "poll", "explicit"] = "poll"
+    """What makes the server load and unload: nothing after the start, changes of the store or of
+    the folders, or only the management API."""
+    poll_s: Seconds = 1.0
+    """How often folders and the store are looked at."""
+    update: Literal["availability", "resource"] = "availability"
+    """Whether the new version loads before the old one goes, or the old one goes first: for models
+    that fit only once."""
+    keep_warm_s: Annotated[float, Meta(ge=0)] = 600.0
+    """How long a version that has lost its traffic stays loaded, so that going back is instant."""
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+    """Memory of the server with all its workers, 0 for no limit."""
+    on_demand: bool = False
+    """Load a version when it is first asked for, and unload idle ones when memory is short."""
+
+
+class AdminConfig(Section, frozen=True):
+    """Where the management API listens. The Unix socket is for the server's own user and root."""
+
+    socket: str = ""
+    """Path of the Unix socket; empty for one in the runtime folder of the user; `none` for none."""
+    listen: str = ""
+    """`HOST:PORT` of a TCP listener, empty for none. It needs a token."""
+    token_file: str = ""
+    """File whose first line is the token that the TCP listener asks for."""
+
+
 class ServeConfig(Section, frozen=True):
     """Everything `muelle serve` needs to know."""
 
@@ -80,6 +110,10 @@ class ServeConfig(Section, frozen=True):
     """`PATH` or `NAME=PATH`; a folder is a repository `<model>/<version>/<artifact>`."""
     name: str | None = None
     """The model's name, when one file is served."""
+    store: str = ""
+    """Folder of the store to serve from; empty for the user's own when no path is named."""
+    select: tuple[str, ...] = ()
+    """Which models of the store to serve, `NAME` or `NAME@LABEL`; empty for all."""
     timeout_s: Seconds = 30.0
     """A request's deadline, unless the caller sets a shorter one."""
     trust: bool = False
@@ -94,3 +128,5 @@ class ServeConfig(Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     batching: BatchingConfig = BatchingConfig()
     worker: WorkersConfig = WorkersConfig()
+    lifecycle: LifecycleConfig = LifecycleConfig()
+    admin: AdminConfig = AdminConfig()

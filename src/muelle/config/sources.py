@@ -108,6 +108,10 @@ def read_file(path: Path) -> dict[str, Given]:
     if models := found.given.get("models"):
         moved = tuple(_relative_to(path.parent, spec) for spec in models.value)
         found.given["models"] = Given("models", moved, models.origin)
+    for name in ("store", "admin.token_file"):
+        if (given := found.given.get(name)) and given.value:
+            moved_to = str(path.parent / Path(given.value).expanduser())
+            found.given[name] = Given(name, moved_to, given.origin)
     return found.given
 
 

@@ -55,6 +55,24 @@ class Listening(Event, tag=True, frozen=True):
     models: tuple[ModelStatus, ...]
 
 
+class TrafficMoved(Event, tag=True, frozen=True):
+    """A model's unpinned requests are answered otherwise from now on."""
+
+    model: str
+    shares: dict[str, float]
+    """Version -> part of the requests, 0 to 1; empty when none answers."""
+    shadow: str
+    """The version that gets a copy, "" for none."""
+
+
+class VersionUnloaded(Event, tag=True, frozen=True):
+    """A version has answered what it had accepted, and its workers have ended."""
+
+    model: str
+    version: str
+    reason: str
+
+
 class Draining(Event, tag=True, frozen=True):
     """A signal asked the server to end; `waiting` requests are still to be answered."""
 

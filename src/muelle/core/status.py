@@ -8,7 +8,9 @@ import msgspec
 
 from muelle.core.signature import Signature
 
-VersionState = Literal["LOADING", "READY", "UNAVAILABLE", "QUARANTINED", "FAILED", "UNLOADING"]
+VersionState = Literal[
+    "LOADING", "READY", "UNAVAILABLE", "QUARANTINED", "FAILED", "UNLOADING", "UNLOADED"
+]
 WorkerState = Literal["starting", "ready", "busy", "restarting", "quarantined", "stopped"]
 
 
@@ -17,9 +19,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     state: WorkerState
-    pid: int | None
-    restarts: int
-    rss_bytes: int
+    pid: int | None = None
+    restarts: int = 0
+    rss_bytes: int = 0
 
 
 class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,12 @@ class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Requests accepted and not yet answered, the waiting ones included."""
     isolation: Literal["process", "none"]
     max_batch_size: int
+    labels: tuple[str, ...] = ()
+    """The labels that name it, in a store."""
+    share: float = 0.0
+    """Its part of the requests that ask for no version, 0 to 1."""
+    shadow: bool = False
+    """Whether it gets a copy of the requests, whose answers are thrown away."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

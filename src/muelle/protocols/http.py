@@ -11,7 +11,7 @@ Headers = Mapping[bytes, bytes]
 class HttpRequest:
     """One whole request. `path` is percent-decoded, `query` is the raw text after `?`."""
 
-    __slots__ = ("body", "headers", "method", "path", "query", "request_id")
+    __slots__ = ("body", "headers", "method", "path", "peer", "query", "request_id")
 
     def __init__(
         self,
@@ -28,6 +28,8 @@ class HttpRequest:
         self.headers = headers
         self.body = body
         self.request_id = request_id
+        self.peer: tuple[int, int] | None = None
+        """User and process id of who sent it, over a Unix socket; None over TCP."""
 
 
 class Answer:

@@ -19,11 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute(Generic[T]):
-    """The versions of one model. `default` answers when no version is asked for."""
+    """The versions of one model, and what answers when no version is asked for."""
 
     name: str
     versions: Mapping[str, T]
     default: str | None
+    """The version that gets the largest share of the unpinned requests."""
+    front: T | None = None
+    """What takes unpinned requests: a version, or several that share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class RouteTable(Generic[T]):
     def version(self, name: str, version: str | None) -> T:
         """Return what answers. Raise ModelNotFound or VersionNotFound."""
         route = self.model(name)
+        if version is None and route.front is not None:
+            return route.front
         wanted = route.default if version is None else version
         if wanted is None or wanted not in route.versions:
             have = ", ".join(sorted(route.versions, key=_number)) or "none"

@@ -133,6 +133,15 @@ def _requests(text: _Text, metrics: Sequence[VersionMetrics]) -> None:
         for one in metrics:
             text.histogram(_of(one), getattr(one, attribute))
 
+    text.family(
+        "muelle_shadow_requests_total",
+        "counter",
+        "Copies of requests that a version got as a shadow, by how its answers compared.",
+    )
+    for one in metrics:
+        for outcome, counter in one.shadow.items():
+            text.sample((*_of(one), ("outcome", outcome)), counter.value)
+
 
 def _of(one: VersionMetrics) -> Labels:
     return (("model", one.model), ("version", one.version))
@@ -153,6 +162,9 @@ def _versions(text: _Text, served: Sequence[tuple[ModelStatus, VersionStatus]]) 
     text.family("muelle_model_ready", "gauge", "1 when the version answers, else 0.")
     for labels, _, version in rows:
         text.sample(labels, version.state == "READY")
+    text.family("muelle_traffic_share", "gauge", "Part of the unpinned requests, 0 to 1.")
+    for labels, _, version in rows:
+        text.sample(labels, version.share)
     text.family("muelle_queue_depth", "gauge", "Requests that wait for a batch.")
     for labels, _, version in rows:
         text.sample(labels, version.queue_depth)

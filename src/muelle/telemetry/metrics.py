@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,12 @@ OUTCOMES = (
     "cancelled",
     "failed",
 )
+
+SERVER_FAULTS = frozenset({"overloaded", "unavailable", "deadline", "failed"})
+SHADOW_OUTCOMES = ("agreed", "differed", "failed", "skipped")
+
+FINE_SECONDS = tuple(0.00005 * 1.05**n for n in range(290))
+"""Bounds five percent apart, 50 microseconds to a minute: fine enough to hold a p99 to a limit."""
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -60,7 +66,7 @@ class Counter:
 class Histogram:
     """Counts of values by upper bound. Recording is a list append; NumPy sorts them in later."""
 
-    __slots__ = ("_bounds", "_counts", "_edges", "_fresh", "_sum")
+    __slots__ = ("_bounds", "_counts", "_edges", "_fresh", "_sum", "tap")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         """`bounds` are upper bounds, ascending and inclusive; infinity is added."""
@@ -69,6 +75,8 @@ class Histogram:
         self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
         self._sum = 0.0
         self._fresh: list[float] = []
+        self.tap: Histogram | None = None
+        """Gets the same values, as long as somebody looks closely."""
 
     def observe(self, value: float) -> None:
         """Record one value."""
@@ -89,11 +97,37 @@ class Histogram:
         self._fold()
         return self._bounds, np.cumsum(self._counts).tolist(), self._sum
 
+    def quantile(self, share: float) -> float:
+        """Return the upper bound under which this share of the values lies, 0 when there are none.
+
+        Values over the last bound count as that bound.
+        """
+        self._fold()
+        total = int(self._counts.sum())
+        if not total:
+            return 0.0
+        place = int(np.searchsorted(np.cumsum(self._counts), share * total, side="left"))
+        return self._bounds[min(place, len(self._bounds) - 1)]
+
+    def set_tap(self, tap: Histogram | None) -> None:
+        """Let another histogram get what is observed from now on, too."""
+        self._fold()
+        self.tap = tap
+
+    def fold(self) -> None:
+        """Sort in what waits, so that a tap has it."""
+        self._fold()
+
     def _fold(self) -> None:
         if not self._fresh:
             return
         values = np.asarray(self._fresh, dtype=np.float64)
         self._fresh.clear()
+        self._sort_in(values)
+        if self.tap is not None:
+            self.tap._sort_in(values)
+
+    def _sort_in(self, values: np.ndarray[Any, Any]) -> None:
         # `left`: a value that equals a bound belongs under it, as Prometheus' `le` says.
         places = np.searchsorted(self._edges, values, side="left")
         self._counts += np.bincount(places, minlength=len(self._counts))
@@ -119,6 +153,18 @@ class VersionMetrics:
         self.compute = Histogram(SECONDS)
         """One value per batch."""
         self.batch_size = Histogram(ROWS)
+        self.shadow: Mapping[str, Counter] = MappingProxyType(
+            {outcome: Counter() for outcome in SHADOW_OUTCOMES}
+        )
+        """What became of the copies of requests that this version got as a shadow."""
+
+    def answered(self) -> int:
+        """Return how many requests were answered, whatever the outcome."""
+        return sum(counter.value for counter in self._requests.values())
+
+    def failures(self) -> int:
+        """Return how many requests failed through no fault of the caller."""
+        return sum(c.value for (_, o), c in self._requests.items() if o in SERVER_FAULTS)
 
     def counter(self, protocol: str, outcome: str) -> Counter:
         """Return one counter, to be kept. Raise KeyError outside the closed sets."""

@@ -90,6 +90,9 @@ class AsgiHost:
             "client": None,
             "server": None,
         }
+        if request.peer is not None:
+            uid, pid = request.peer
+            scope["extensions"] = {"muelle.peer": {"uid": uid, "pid": pid}}
         sent: list[Message] = []
         body: list[bytes] = []
         given = False

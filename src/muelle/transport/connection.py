@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import fcntl
+import socket
+import struct
 import sys
 import termios
 import time
@@ -30,6 +32,8 @@ FIXED_LINES = b"x-content-type-options: nosniff\r\n"
 """In every answer: a browser must not guess that JSON is a page."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER_S = 2.0
+_PEER = struct.Struct("3i")
+"""Linux's `struct ucred`: process, user, group."""
 MAX_PENDING_BYTES = 256 * 1024
 
 Reply = Callable[[Answer], None]
@@ -118,6 +122,7 @@ class HttpConnection(asyncio.Protocol):
         "_hot_table",
         "_loop",
         "_number",
+        "_peer",
         "_pending",
         "_reading",
         "_request_id",
@@ -139,6 +144,7 @@ class HttpConnection(asyncio.Protocol):
         self._hot_table: dict[bytes, Endpoint] | None = None
         self._number = 0
         self._transport: asyncio.Transport | None = None
+        self._peer: tuple[int, int] | None = None
         self._pending = b""
         self._head: Head | None = None
         self._body: list[bytes] = []
@@ -162,6 +168,7 @@ class HttpConnection(asyncio.Protocol):
         # uvloop's transports have the interface without the base class.
         self._transport = cast(asyncio.Transport, transport)
         self.state = State.HEAD
+        self._peer = _unix_peer(transport)
         if not self._site.opened(self):
             self._refuse(b"", 503, "too many connections; retry later")
 
@@ -326,6 +333,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             path = unquote(head.path.decode("latin-1"), errors="replace")
             request = HttpRequest(head.method, path, head.query, head.headers, body, request_id)
+            request.peer = self._peer
             cancel = site.begin(request, head.path, self.reply)
         if self.state is BUSY and self._number == number:
             self._cancel = cancel
@@ -505,6 +513,16 @@ def _unsent_bytes(transport: asyncio.Transport) -> int:
             fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder
         )
     return size
+
+
+def _unix_peer(transport: asyncio.BaseTransport) -> tuple[int, int] | None:
+    """Return user and process id of the other end of a Unix socket, as the kernel says."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return None
+    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    pid, uid, _ = _PEER.unpack(found)
+    return uid, pid
 
 
 def _path_of(block: bytes) -> bytes:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from typing import Any
 
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
@@ -55,7 +56,7 @@ class HttpServer:
         self._internal_error = internal_error
         self._loop = loop
         self._connections: set[HttpConnection] = set()
-        self._server: asyncio.AbstractServer | None = None
+        self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._id_prefix = secrets.token_hex(4)
         self._id_count = 0
@@ -63,17 +64,20 @@ class HttpServer:
     # --- life ---
 
     async def start(self, sock: socket.socket) -> None:
-        """Accept on a bound socket."""
-        self._server = await self._loop.create_server(
-            lambda: HttpConnection(self, self._loop), sock=sock, backlog=BACKLOG
-        )
-        self._sweep()
+        """Accept on a bound socket, TCP or Unix. May be called for several."""
+        listen: Any = self._loop.create_server
+        if sock.family == socket.AF_UNIX:
+            listen = self._loop.create_unix_server
+        server = await listen(lambda: HttpConnection(self, self._loop), sock=sock, backlog=BACKLOG)
+        self._servers.append(server)
+        if self._timer is None:
+            self._sweep()
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no more, answer what was accepted, close every connection."""
         self.draining = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         deadline = time.monotonic() + timeout_s
         while self._connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)

@@ -1,0 +1,96 @@
+"""Share a model's requests among versions: by exact turns, or by a key that sticks. Pure.
+
+Not for what a target is (labels and numbers are resolved before), nor for when shares change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+from muelle.core.errors import BadRequest
+
+_POINTS = 2.0**64
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Read `stable=95,canary=5`. Raise BadRequest, which says what is wrong."""
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        target, sign, number = (piece.strip() for piece in part.partition("="))
+        if not target or not sign:
+            raise BadRequest(
+                f"{part.strip()!r}: write TARGET=SHARE, for example stable=95,canary=5"
+            )
+        if target in weights:
+            raise BadRequest(f"{target}: it has two shares; keep one")
+        try:
+            weights[target] = float(number.removesuffix("%"))
+        except ValueError:
+            raise BadRequest(f"{target}: its share {number!r} is not a number") from None
+    check_weights(weights)
+    return weights
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise BadRequest when weights cannot be shares."""
+    for target, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            raise BadRequest(f"{target}: its share {weight} is not a number of at least 0")
+    total = sum(weights.values())
+    if not total > 0 or not math.isfinite(total):
+        raise BadRequest("the shares add up to nothing; one of them must be above 0")
+
+
+class Split:
+    """Targets with shares that add up to 1. Immutable."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Raise BadRequest for weights that cannot be shares."""
+        check_weights(weights)
+        total = sum(weights.values())
+        self.shares: dict[str, float] = {t: w / total for t, w in weights.items() if w > 0}
+
+    def choose(self, key: bytes, salt: bytes = b"") -> str:
+        """Return the target of a key: always the same one.
+
+        Weighted rendezvous hashing: each target draws a number from key and name, and the best one
+        for its share wins. So a target whose share grows keeps every key that it had, and takes
+        from the others no more than it must.
+        """
+        best, best_score = "", -math.inf
+        for target, share in self.shares.items():
+            score = share / -math.log(point_of(key, salt + b"\0" + target.encode()))
+            if score > best_score:
+                best, best_score = target, score
+        return best
+
+
+def point_of(key: bytes, salt: bytes) -> float:
+    """Return a number above 0 and below 1 that depends on nothing but key and salt."""
+    state = hashlib.blake2b(key, digest_size=8, key=hashlib.blake2b(salt, digest_size=32).digest())
+    return (int.from_bytes(state.digest(), "big") + 0.5) / (_POINTS + 1.0)
+
+
+class Spread:
+    """Deals requests that have no key: after any number of them, each target had its share, to
+    within one request. Owned by whoever deals; not thread-safe."""
+
+    __slots__ = ("_credit", "_shares")
+
+    def __init__(self, split: Split) -> None:
+        self._shares = list(split.shares.items())
+        self._credit = dict.fromkeys(split.shares, 0.0)
+
+    def next(self) -> str:
+        """Return who answers the next request: the one that is furthest behind its share."""
+        credit = self._credit
+        best, most = "", -math.inf
+        for target, share in self._shares:
+            mine = credit[target] + share
+            credit[target] = mine
+            if mine > most:
+                best, most = target, mine
+        credit[best] -= 1.0
+        return best
