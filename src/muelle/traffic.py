@@ -106,7 +106,9 @@ class SharedEndpoint:
         self._parts = parts
         self._split = split
         self._spread = Spread(split)
-        self._sticky = sticky.encode("latin-1")
+        self._kind, _, name = sticky.partition(":")
+        # Header names come in lower case here; those of a query are as they were sent.
+        self._sticky = (name.lower() if self._kind == "header" else name).encode("latin-1")
         self._salt = salt.encode()
         self._shadow = shadow
         self._again: PredictEndpoint | None = None
@@ -138,10 +140,21 @@ class SharedEndpoint:
         return self._parts[version].begin(request, done, shadow.tee)
 
     def _choose(self, request: HttpRequest) -> str:
-        key = request.headers.get(self._sticky) if self._sticky else None
+        key = self._key(request) if self._sticky else None
         if key is None:
             return self._spread.next()
         return self._split.choose(key, self._salt)
+
+
+    def _key(self, request: HttpRequest) -> bytes | None:
+        """Return what the caller is told apart by, None when the request does not say."""
+        if self._kind == "header":
+            return request.headers.get(self._sticky)
+        for pair in request.query.split(b"&"):
+            name, sign, value = pair.partition(b"=")
+            if sign and name == self._sticky:
+                return value
+        return None
 
 
 def _copied(response: InferResponse) -> list[StoredTensor]:

@@ -134,6 +134,30 @@ def test_weights_share_the_traffic_exactly(folder: Path) -> None:
         assert [v["share"] for v in versions_of(served).values()] == [0.25, 0.75]
 
 
+def test_a_sticky_route_by_query_field(folder: Path) -> None:
+    """?user=… decides; the same user gets the same version in both protocols' paths."""
+    push_stamped(folder, 1, 2)
+    label(folder, "stamped", "stable", 1)
+    spec = RouteSpec(weights={"stable": 1, "2": 1}, sticky="query:user")
+    with Store.open(folder) as store:
+        store.set_route("stamped", spec, who="test")
+    v2 = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [1.0]}]})
+    with Served("--store", str(folder)) as served:
+        seen = set()
+        for n in range(20):
+            answers = [
+                served.ask("POST", f"{path}?a=1&user=u{n}", body)[1]["muelle-version"]
+                for path, body in (
+                    ("/models/stamped/predict", BODY),
+                    ("/models/stamped/predict", '{"instances":[1.0]}'),
+                    ("/v2/models/stamped/infer", v2),
+                )
+            ]
+            assert len(set(answers)) == 1
+            seen.add(answers[0])
+        assert seen == {"1", "2"}
+
+
 def test_a_sticky_route_keeps_callers_where_they_are(folder: Path) -> None:
     """The same header value always gets the same version; a growing share takes none away."""
     push_stamped(folder, 1, 2)

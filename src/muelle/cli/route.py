@@ -34,7 +34,7 @@ def command(texts: Texts) -> click.Command:
         [
             click.Argument(["model"]),
             click.Argument(["weights"], required=False, metavar="[TARGET=SHARE,...]"),
-            click.Option(["--sticky"], default="", metavar="header:NAME",
+            click.Option(["--sticky"], default="", metavar="header:NAME|query:NAME",
                          help=texts("help.option.sticky")),
             click.Option(["--shadow"], default="", metavar="TARGET",
                          help=texts("help.option.shadow")),

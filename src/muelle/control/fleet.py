@@ -487,7 +487,7 @@ class Fleet:
                 version: live.endpoints[protocol] for version, live in lives.items()
             }
             endpoints[protocol] = SharedEndpoint(
-                parts, Split(traffic.split), sticky=traffic.sticky.removeprefix("header:").lower(),
+                parts, Split(traffic.split), sticky=traffic.sticky,
                 salt=name, shadow=shadow,
             )  # fmt: skip
         return Served(endpoints, first.why_not)

@@ -104,7 +104,8 @@ class RouteSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     weights: dict[str, float]
     """Target -> share of the traffic; any positive scale (95 and 5, or 0.95 and 0.05)."""
     sticky: str = ""
-    """`header:<name>`: callers with the same value go to the same target. "" for chance."""
+    """`header:<name>` or `query:<name>`: requests with the same value there go to the same target.
+    "": each goes to whose turn it is."""
     shadow: str = ""
     """A target that gets a copy of the traffic; its answers are compared and thrown away."""
 

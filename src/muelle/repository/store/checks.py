@@ -12,7 +12,7 @@ from muelle.repository.store.references import is_label
 from muelle.repository.store.sources import check_names
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
-_STICKY = re.compile(r"header:[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+_STICKY = re.compile(r"(header|query):[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 
 
 def check_draft(draft: VersionRecord) -> None:
@@ -57,5 +57,5 @@ def check_route(model: str, spec: RouteSpec) -> None:
         raise BadRequest(f"{model}: all shares are 0; one target must get traffic")
     if spec.sticky and not _STICKY.match(spec.sticky):
         raise BadRequest(
-            f"{model}: {spec.sticky!r}; write header:<name>, for example header:x-user"
+            f"{model}: {spec.sticky!r}; write header:<name> or query:<name>, as in header:x-user"
         )
