@@ -66,6 +66,8 @@ def run(
             label = label.removeprefix("@")
             if hint := _near(cli, label, found.labels(model)):
                 cli.say(hint)
+            if warning := _other_signature(cli, found, model, label, version):
+                cli.say(warning)
             told = move_label(cli, found, model, label, version, note)
     if as_json:
         show_json(cli, told)
@@ -83,6 +85,17 @@ def _near(cli: Cli, label: str, known: dict[str, int]) -> str:
 
     near = [] if label in known else difflib.get_close_matches(label, [*known, STABLE], n=1)
     return cli.texts("label.near", label=label, near=near[0]) if near and near[0] != label else ""
+
+
+def _other_signature(cli: Cli, store: Store, model: str, label: str, version: int) -> str:
+    """Return a warning when callers of the label will meet other inputs or outputs than before."""
+    before = store.labels(model).get(label)
+    if before is None or before == version:
+        return ""
+    old, new = (store.record(model, v).signature for v in (before, version))
+    if old is None or new is None or old == new:
+        return ""
+    return cli.texts("label.other_signature", model=model, old=before, new=version)
 
 
 def _remove(cli: Cli, store: Store, model: str, label: str) -> dict[str, Any]:

@@ -71,14 +71,15 @@ def shown_values(tensor: StoredTensor) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return a parameter or version as one short text; None as `-`."""
+    """Return a parameter or version as one short text; None as `-`. `--json` tells all of it."""
     if value is None:
         return "-"
     if isinstance(value, dict):
         return ", ".join(f"{k}={shown_value(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(shown_value, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
 
 def shown_spec(spec: TensorSpec | None) -> str:
