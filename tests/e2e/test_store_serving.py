@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from muelle import Client
+from muelle.core.errors import MuelleError
 from muelle.core.records import RouteSpec
 from muelle.repository.store import Store
 from tests.serving import Served, eventually
@@ -306,3 +310,41 @@ def repository(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "repository"
     folder.mkdir()
     yield folder
+
+
+def test_every_worker_is_checked_at_every_start(tmp_path: Path) -> None:
+    """Of two workers one is killed, and what replaces it answers its example otherwise: it never
+    gets a request, and comes back once its files are as they were pushed."""
+    folder, switch = tmp_path / "store", tmp_path / "trouble"
+    push_stamped(folder, 1, label=None, trouble=switch)
+    with Served("--store", str(folder), "--workers", "2") as served:
+        eventually(lambda: len(served.worker_pids()) == 2)
+        switch.write_text("drift")
+        os.kill(served.worker_pids()[0], signal.SIGKILL)
+        served.wait_for_line("example 1 is answered otherwise")
+        for _ in range(30):
+            assert ask(served)[:2] == (200, "1")
+        switch.unlink()
+        states = lambda: [w["state"] for w in versions_of(served)["1"]["workers"]]  # noqa: E731
+        eventually(lambda: states().count("ready") + states().count("busy") >= 2, limit_s=40)
+
+
+def test_resource_preserving_comes_back_when_the_new_version_fails(tmp_path: Path) -> None:
+    """--update resource, by the management API: the old version goes first; when the new one then
+    fails, the label has not moved and the old one is loaded again; when it works, it serves."""
+    folder, switch, socket = tmp_path / "store", tmp_path / "trouble", str(tmp_path / "a.sock")
+    push_stamped(folder, 1, label=None)
+    push_stamped(folder, 2, trouble=switch)
+    options = ("--update", "resource", "--admin-socket", socket)
+    with Served("--store", str(folder), *options) as served, Client(socket=socket) as admin:
+        switch.write_text("raise")
+        with pytest.raises(MuelleError, match="weights are gone"):
+            admin.set_label("stamped", "stable", 2)
+        eventually(lambda: ask(served)[:2] == (200, "1"))
+        assert admin.model("stamped").default == "1"
+        switch.unlink()
+        admin.set_label("stamped", "stable", 2)
+        assert ask(served)[:2] == (200, "2")
+        eventually(lambda: len(served.worker_pids()) == 1)
+        admin.rollback("stamped")
+        assert ask(served)[:2] == (200, "1")

@@ -103,11 +103,11 @@ class AsyncClient(Base):
 
     async def models(self) -> tuple[ModelStatus, ...]:
         """Return every model that is served."""
-        return await self._run(calls.models())
+        return await self._run(calls.models(managed=self.manages))
 
     async def model(self, name: str) -> ModelStatus:
         """Return one model. Raise ModelNotFound."""
-        return await self._run(calls.model(name))
+        return await self._run(calls.model(name, managed=self.manages))
 
     async def live(self) -> bool:
         """Whether the server runs."""

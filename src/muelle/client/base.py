@@ -38,6 +38,8 @@ class Base:
         if socket is not None and url:
             raise ConfigError("name an url or a socket, not both")
         self.where = socket or url or DEFAULT_URL
+        self.manages = socket is not None or token is not None
+        """Whether it asks the management API; predictions are answered at another address."""
         self._retry = Retry(retries)
         self._chance = chance
         self._signatures: dict[tuple[str, str | None], Signature] = {}

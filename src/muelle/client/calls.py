@@ -198,15 +198,18 @@ class _Models(msgspec.Struct):
     models: tuple[ModelStatus, ...]
 
 
-def models() -> Call[tuple[ModelStatus, ...]]:
-    """GET /models."""
+def models(*, managed: bool) -> Call[tuple[ModelStatus, ...]]:
+    """GET /models, or /v1/models where management listens."""
+    if managed:
+        return Call("GET", "/v1/models", _struct(tuple[ModelStatus, ...]))
     read = _struct(_Models)
     return Call("GET", "/models", lambda reply: read(reply).models)
 
 
-def model(name: str) -> Call[ModelStatus]:
-    """GET /models/{name}."""
-    return Call("GET", f"/models/{_name(name)}", _struct(ModelStatus))
+def model(name: str, *, managed: bool) -> Call[ModelStatus]:
+    """GET /models/{name}, or /v1/models/{name} where management listens."""
+    prefix = "/v1" if managed else ""
+    return Call("GET", f"{prefix}/models/{_name(name)}", _struct(ModelStatus))
 
 
 def live() -> Call[bool]:

@@ -98,11 +98,11 @@ class Client(Base):
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Return every model that is served."""
-        return self._run(calls.models())
+        return self._run(calls.models(managed=self.manages))
 
     def model(self, name: str) -> ModelStatus:
         """Return one model. Raise ModelNotFound."""
-        return self._run(calls.model(name))
+        return self._run(calls.model(name, managed=self.manages))
 
     def live(self) -> bool:
         """Whether the server runs."""
