@@ -133,6 +133,8 @@ class Server:
         ended = loop.create_task(self._ended.wait())
         await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
+            if loading.exception() is not None:
+                await self._end(0.0)
             loading.result()
             failures = self.management.failures()
             if failures and not isinstance(self._source, StoreSource):

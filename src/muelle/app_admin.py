@@ -76,6 +76,8 @@ class Admin:
         self._lease: LeaseFile | None = None
         self._id = secrets.token_hex(8)
         self._writing: asyncio.Future[None] | None = None
+        self._stale = False
+        self._stopping = False
 
     async def start(self) -> None:
         """Listen. Raise ConfigError when an address that was asked for cannot be had."""
@@ -101,13 +103,26 @@ class Admin:
 
     def versions_changed(self) -> None:
         """Let the store know what this server has loaded: such versions are not removed."""
-        lease = self._lease
-        if lease is not None and (self._writing is None or self._writing.done()):
-            new = self._new_lease()
-            self._writing = self._loop.run_in_executor(None, partial(lease.update, new))
+        if self._lease is None:
+            return
+        if self._writing is not None and not self._writing.done():
+            self._stale = True  # One write at a time; the last word is written after it.
+            return
+        self._stale = False
+        update = partial(self._lease.update, self._new_lease())
+        self._writing = self._loop.run_in_executor(None, update)
+        self._writing.add_done_callback(self._written)
+
+    def _written(self, writing: asyncio.Future[None]) -> None:
+        problem = writing.exception() if not writing.cancelled() else None
+        if problem is not None:
+            log.warning("the store does not know what this server has loaded: %s", problem)
+        if self._stale and not self._stopping:
+            self.versions_changed()
 
     async def stop(self) -> None:
         """Answer what was asked, and take the socket away."""
+        self._stopping = True
         await self._http.drain(1.0)
         if self._writing is not None:
             await asyncio.wait({self._writing})

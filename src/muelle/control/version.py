@@ -76,6 +76,8 @@ class LiveVersion:
             path = artifact.path
             if artifact.record is not None:
                 ready = await prepared
+                if self.stage != "loading":
+                    return  # It was unloaded while its files were laid out: start nothing.
                 path, python = ready.path, ready.python
             pool = self._new_pool(str(path), python, one_try)
             self.pool = pool

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from muelle.config.sections import LifecycleConfig, ServeConfig
 from muelle.control.fleet import Traffic
+from muelle.control.version import LiveVersion
+from muelle.control.wanted import Artifact, Prepared
 from muelle.core.errors import ArtifactError
+from muelle.core.records import VersionRecord
+from muelle.telemetry.metrics import VersionMetrics
 from tests.unit.control.puppets import Harbour, ListedSource, Puppet
 
 
@@ -183,3 +188,27 @@ async def test_a_source_that_cannot_be_read_changes_nothing() -> None:
     assert harbour.split("m") == {"1": 1.0}
     assert "disk is gone" in harbour.fleet.problem
     await harbour.fleet.stop(0)
+
+
+async def test_a_version_unloaded_while_its_files_are_laid_out_starts_nothing() -> None:
+    """The real LiveVersion: when it is not wanted any more before its folder is there, no worker is
+    started afterwards that nobody would end."""
+    record = VersionRecord(
+        model="m", version=1, digest="sha256:0", artifact="", runtime="onnx", format="ONNX"
+    )
+    artifact = Artifact("m", "1", Path("/x"), "onnx", "ONNX", record=record)
+    loop = asyncio.get_running_loop()
+    live = LiveVersion(
+        artifact,
+        ServeConfig(),
+        VersionMetrics("m", "1"),
+        loop=loop,
+        listener=lambda event: None,
+    )
+    prepared: asyncio.Future[Prepared] = loop.create_future()
+    loading = loop.create_task(live.load(prepared, one_try=False))
+    await turns(3)
+    await live.unload(0.0)
+    prepared.set_result(Prepared(Path("/x"), "sha256:0"))
+    await loading
+    assert live.pool is None
