@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from muelle.config.sections import AdminConfig, LimitsConfig
 from muelle.control.sources import StoreSource
+from muelle.core.admin import RolloutStatus
 from muelle.core.errors import ConfigError, Internal
 from muelle.core.records import ServerLease
 from muelle.management import ManagementService
@@ -171,6 +172,21 @@ class Admin:
         path = audit_path(store, os.environ)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         audit = AuditLog.open(path)
+
+        def rollout_ended(status: RolloutStatus) -> None:
+            facts: dict[str, str | int | float | bool | None] = {
+                "requests": status.requests,
+                "error_rate": status.error_rate,
+                "p99_ms": status.p99_ms,
+                "step_percent": status.steps[status.step],
+            }
+            outcome = f"{status.state}: {status.reason}" if status.reason else status.state
+            write = partial(
+                audit.write, "rollout", "rollout", status.model, status.version, "", outcome, facts
+            )
+            self._loop.run_in_executor(None, write)
+
+        management.rollout_ended = rollout_ended
         app: App = build_admin_app(
             AdminDoors(
                 status=management.status,

@@ -65,7 +65,11 @@ class ManagementService:
             table_changed=table_changed,
             server_bytes=_own_bytes,
         )
-        self._rollouts = Rollouts(self.fleet, loop=loop, promote=self._promote)
+        self._rollouts = Rollouts(
+            self.fleet, loop=loop, promote=self._promote, tell=self._rollout_ended
+        )
+        self.rollout_ended: Callable[[RolloutStatus], None] = _unheard
+        """Told how each rollout ended: nobody's request is there to be answered with it."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._started = False
         self.draining = False
@@ -314,6 +318,9 @@ class ManagementService:
         async with self._changing(model):
             await self._move(model, label, version, "rollout", note, "rollout")
 
+    def _rollout_ended(self, status: RolloutStatus) -> None:
+        self.rollout_ended(status)
+
     def _answer(
         self, artifact: Artifact, label: str, previous: int | None, began: float
     ) -> LabelAnswer:
@@ -336,6 +343,10 @@ class ManagementService:
 
     def _blocking(self, call: Callable[[], T]) -> asyncio.Future[T]:
         return self._loop.run_in_executor(None, call)
+
+
+def _unheard(status: RolloutStatus) -> None:
+    """Nobody listens yet."""
 
 
 def _text(version: int | None) -> str | None:

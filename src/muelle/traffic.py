@@ -145,7 +145,6 @@ class SharedEndpoint:
             return self._spread.next()
         return self._split.choose(key, self._salt)
 
-
     def _key(self, request: HttpRequest) -> bytes | None:
         """Return what the caller is told apart by, None when the request does not say."""
         if self._kind == "header":

@@ -158,6 +158,11 @@ class Servers:
         """Where the first one answers."""
         return self._leases[0].url if self._leases else ""
 
+    def ask(self, do: Callable[[Client], T]) -> T:
+        """Ask the first server. Raise as it says."""
+        with _client(self._leases[0]) as client:
+            return do(client)
+
     def change(self, cli: Cli, do: Callable[[Client], T]) -> T:
         """Let the first server make a change; then the others follow. Raise as the server says."""
         first, *others = self._leases

@@ -26,6 +26,9 @@ log = logging.getLogger("muelle.rollout")
 LOOK_S = 0.25
 """How often the counters are looked at: a limit that breaks takes the traffic back that fast."""
 
+Tell = Callable[[RolloutStatus], None]
+"""Told how a rollout ended."""
+
 Promote = Callable[[str, int, str, str], Awaitable[None]]
 """(model, version, label, note): let the label name the version, now that it has all traffic."""
 
@@ -39,8 +42,10 @@ class Rollouts:
         *,
         loop: asyncio.AbstractEventLoop,
         promote: Promote,
+        tell: Tell,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tell = tell
         self._fleet = fleet
         self._loop = loop
         self._promote = promote
@@ -60,7 +65,9 @@ class Rollouts:
             raise Conflict(f"{model}: no version answers that traffic could be taken from")
         if traffic.default == artifact.version:
             raise Conflict(f"{model}: version {artifact.version} has the traffic already")
-        running = _Running(self._fleet, artifact, spec, traffic.default, self._now, self._promote)
+        running = _Running(
+            self._fleet, artifact, spec, traffic.default, self._now, self._promote, self._tell
+        )
         self._running[model] = running
         running.task = self._loop.create_task(running.run())
         log.info("%s: rollout of version %d begun by %s", model, spec.version, who)
@@ -105,7 +112,9 @@ class _Running:
         old: str,
         now: Callable[[], float],
         promote: Promote,
+        tell: Tell,
     ) -> None:
+        self._tell = tell
         self.spec = spec
         self.task: asyncio.Task[None] | None = None
         self.promoting = False
@@ -166,6 +175,7 @@ class _Running:
         self._state, self._reason = state, reason
         model = self._artifact.model
         log.warning("%s: rollout of %d: %s: %s", model, self.spec.version, state, reason)
+        self._tell(self.status())
         self._fleet.override(self._artifact.model, None)
         self._release()
 
@@ -197,6 +207,7 @@ class _Running:
         finally:
             self.promoting = False
         self._state, self._reason = "done", ""
+        self._tell(self.status())
         self._fleet.override(model, None)
         self._release()
 

@@ -150,8 +150,9 @@ class _Push:
             lambda line: self._progress("environment", 0, 0),
         )
         beside = found.requirements if options.own_environment else None
-        # MLflow names itself there; a format that runs no code is loaded without it.
-        ignored = () if found.format.runs_code else ("mlflow", "mlflow-skinny")
+        # MLflow names itself in every folder that it saves; few of them are loaded by it.
+        needed = found.runtime.modules_by_format.get(found.format.name, found.runtime.modules)
+        ignored = () if "mlflow" in needed else ("mlflow", "mlflow-skinny")
         around = environments.choose(options.requirements, beside, ignored)
         self._remarks += around.remarks
         if not around.environment:

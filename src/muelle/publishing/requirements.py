@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+_ALSO = {
+    "mlflow": ("mlflow-skinny",),
+    "onnxruntime": ("onnxruntime-gpu",),
+    "xgboost": ("xgboost-cpu",),
+}
+"""Distribution -> others that hold the same library."""
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -87,11 +94,20 @@ def unmet(lines: Sequence[str], ignored: Collection[str] = ()) -> list[str]:
         name = canonicalize_name(wanted.name)
         if name in ignored or (wanted.marker is not None and not wanted.marker.evaluate()):
             continue
-        try:
-            here = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        here = _version_here(name)
+        if not here:
             found.append(f"{wanted} is not here")
             continue
         if not wanted.specifier.contains(here, prereleases=True):
             found.append(f"{wanted.name}{wanted.specifier}, here is {here}")
     return found
+
+
+def _version_here(name: str) -> str:
+    """Return the version that is installed, "" for none."""
+    for one in (name, *_ALSO.get(name, ())):
+        try:
+            return metadata.version(one)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""

@@ -14,6 +14,8 @@ from muelle.runtimes.interface import Format, Runtime
 from muelle.runtimes.registry import Registry
 
 REQUIREMENTS = "requirements.txt"
+_OLD_MLFLOW = ("MLmodel", "conda.yaml")
+"""Folders that an old MLflow saved say only there what the model needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,10 @@ class Found:
     def requirements(self) -> Path | None:
         """The requirements that lie beside the artifact, if any."""
         beside = self.source / REQUIREMENTS
-        return beside if self.source.is_dir() and beside.is_file() else None
+        if self.source.is_dir() and not beside.is_file():
+            mark, beside = (self.source / name for name in _OLD_MLFLOW)
+            return beside if mark.is_file() and beside.is_file() else None
+        return beside if self.source.is_dir() else None
 
 
 def find(path: Path, *, name: str = "", artifact: str = "") -> tuple[Found, ...]:

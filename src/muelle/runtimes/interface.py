@@ -82,6 +82,8 @@ class Runtime:
     """The extra to install when one is missing: `sklearn` -> `pip install 'muelle[sklearn]'`."""
     modules_by_format: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Where a format needs more or others than `modules`: format name -> import names."""
+    extras_by_format: Mapping[str, str] = field(default_factory=dict)
+    """Where those come with another extra than `extra`: format name -> `mlflow,sklearn`."""
 
 
 class Model:

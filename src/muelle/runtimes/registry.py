@@ -16,7 +16,7 @@ from muelle.runtimes.interface import Format, Runtime
 from muelle.runtimes.libraries import install_command, is_installed
 
 GROUP = "muelle.runtimes"
-BUILT_IN = ("onnx", "sklearn", "xgboost", "lightgbm", "catboost", "python")
+BUILT_IN = ("onnx", "sklearn", "xgboost", "lightgbm", "catboost", "python", "mlflow")
 
 _COMMON_SUFFIXES = frozenset({".txt", ".json", ".bin", ".zip", ".gz", ".xz", ".bz2", ".lzma"})
 """Endings that say nothing by themselves: only the content counts there."""
@@ -53,7 +53,14 @@ class Registry:
     def formats_text(self) -> str:
         """Return the known formats as one line: `ONNX (.onnx), CatBoost (.cbm)`."""
         known = [f for r in self.runtimes() for f in r.formats]
-        return ", ".join(f"{f.name} ({', '.join(f.suffixes)})" for f in known)
+        # The formats of folders differ in what lies in them: `MLflow (ONNX)` is an MLflow folder.
+        texts = (
+            f"{f.name.split(' (')[0]} (a folder)"
+            if f.is_folder
+            else f"{f.name} ({', '.join(f.suffixes)})"
+            for f in known
+        )
+        return ", ".join(dict.fromkeys(texts))
 
     def find_format(self, path: Path) -> tuple[Runtime, Format]:
         """Recognise an artifact: by content first, by name second.
@@ -122,11 +129,8 @@ def missing_libraries(runtime: Runtime, format: Format) -> list[str]:
 def missing_message(runtime: Runtime, format: Format, missing: Iterable[str]) -> str:
     """Return the one line that says what is missing and which command installs it."""
     names = " and ".join(missing)
-    command = (
-        install_command(runtime.extra)
-        if runtime.extra
-        else f"pip install {' '.join(runtime.modules)}"
-    )
+    extra = runtime.extras_by_format.get(format.name, runtime.extra)
+    command = install_command(extra) if extra else f"pip install {' '.join(runtime.modules)}"
     return f"{format.name} needs {names}, which is not installed: {command}"
 
 

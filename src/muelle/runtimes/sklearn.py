@@ -39,6 +39,12 @@ _PICKLE = Format("scikit-learn pickle", (".joblib", ".pkl", ".pickle"), is_pickl
 _KNOWN_TYPES = frozenset(
     {
         "builtins.object",
+        "collections.OrderedDict",
+        # LightGBM's wrappers, as MLflow saves them: the booster is its text model in here.
+        "lightgbm.basic.Booster",
+        "lightgbm.sklearn.LGBMClassifier",
+        "lightgbm.sklearn.LGBMRanker",
+        "lightgbm.sklearn.LGBMRegressor",
         "numpy.dtype",
         "scipy.interpolate._bsplines.BSpline",
         "sklearn.calibration._CalibratedClassifier",

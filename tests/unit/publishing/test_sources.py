@@ -101,3 +101,21 @@ def test_requirements_that_are_met_need_no_environment(line: str, missing: int) 
 def test_what_is_ignored_is_not_missing() -> None:
     """MLflow names itself in every folder, also where it is not needed."""
     assert unmet(["mlflow==1.0"], ["mlflow"]) == []
+
+
+def test_the_same_library_under_another_name_is_not_missing() -> None:
+    """MLflow writes `xgboost`; here the same library is installed as `xgboost-cpu`, or the other
+    way round. Its version counts."""
+    assert unmet(["xgboost>=1"]) == []
+    assert len(unmet(["xgboost==0.1"])) == 1
+
+
+def test_old_mlflow_folders_say_what_they_need_in_conda_yaml(tmp_path: Path) -> None:
+    """requirements.txt comes first; conda.yaml counts only in an MLflow folder."""
+    (tmp_path / "model.py").write_text("import muelle\nclass M(muelle.Model): ...\n")
+    (tmp_path / "conda.yaml").write_text("dependencies: [{pip: [numpy]}]\n")
+    assert find(tmp_path, artifact="model.py")[0].requirements is None
+    (tmp_path / "MLmodel").write_text("flavors: {}\n")
+    assert find(tmp_path)[0].requirements == tmp_path / "conda.yaml"
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    assert find(tmp_path)[0].requirements == tmp_path / "requirements.txt"

@@ -29,7 +29,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def test_the_built_in_runtimes_are_there() -> None:
-    """All six come, in the fixed order, and each by its own name."""
+    """All of them come, in the fixed order, and each by its own name."""
     registry = Registry()
 
     assert [r.name for r in registry.runtimes()][: len(BUILT_IN)] == list(BUILT_IN)
