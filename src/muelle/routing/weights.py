@@ -74,8 +74,8 @@ def point_of(key: bytes, salt: bytes) -> float:
 
 
 class Spread:
-    """Deals requests that have no key: after any number of them, each target had its share, to
-    within one request. Owned by whoever deals; not thread-safe."""
+    """Deals requests that have no key: after any number of them, each of two or three targets had
+    its share to within one request, of more to within two. Owned by whoever deals."""
 
     __slots__ = ("_credit", "_shares")
 

@@ -1,0 +1,114 @@
+"""Shares are kept exactly where nobody is known, and stick where somebody is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muelle.core.errors import BadRequest
+from muelle.routing.weights import Split, Spread, parse_weights, point_of
+
+WEIGHTS = st.dictionaries(
+    st.sampled_from(["1", "2", "3", "4", "5"]),
+    st.floats(0.01, 100, allow_nan=False),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("stable=95,canary=5", {"stable": 95.0, "canary": 5.0}),
+        (" stable = 0.95 , 4 = 5% ", {"stable": 0.95, "4": 5.0}),
+        ("stable=1,canary=0", {"stable": 1.0, "canary": 0.0}),
+    ],
+)
+def test_weights_are_read(text: str, weights: dict[str, float]) -> None:
+    """Any positive scale, spaces and percent signs."""
+    assert parse_weights(text) == weights
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "stable",
+        "stable=",
+        "=5",
+        "stable=x",
+        "stable=-1",
+        "a=1,a=2",
+        "a=0,b=0",
+        "a=nan",
+        "a=inf",
+    ],
+)
+def test_weights_that_are_none_are_refused(text: str) -> None:
+    """No form, no number, negative, twice, nothing at all, not finite."""
+    with pytest.raises(BadRequest):
+        parse_weights(text)
+
+
+@settings(max_examples=200)
+@given(weights=WEIGHTS, n=st.integers(1, 400))
+def test_turns_keep_the_shares(weights: dict[str, float], n: int) -> None:
+    """After any number of requests each of two or three targets is within one of its share, each of
+    more within two."""
+    split = Split(weights)
+    spread = Spread(split)
+    seen: Counter[str] = Counter()
+    bound = 1.0 if len(split.shares) < 4 else 2.0
+    for done in range(1, n + 1):
+        seen[spread.next()] += 1
+        for target, share in split.shares.items():
+            assert abs(seen[target] - share * done) <= bound + 1e-9
+
+
+def test_a_share_of_zero_gets_nothing() -> None:
+    """Neither by turn nor by key."""
+    split = Split({"1": 1, "2": 0})
+    spread = Spread(split)
+    assert {spread.next() for _ in range(50)} == {"1"}
+    assert {split.choose(b"%d" % n) for n in range(50)} == {"1"}
+
+
+@settings(max_examples=50)
+@given(weights=WEIGHTS, more=st.floats(0.01, 100), data=st.data())
+def test_a_growing_share_takes_no_caller_away_from_it(
+    weights: dict[str, float], more: float, data: st.DataObject
+) -> None:
+    """Whoever is with a target stays there while only that target's weight grows, and nobody moves
+    between the others."""
+    target = data.draw(st.sampled_from(sorted(weights)))
+    before, after = Split(weights), Split({**weights, target: weights[target] + more})
+    for n in range(200):
+        key = b"user-%d" % n
+        old, new = before.choose(key, b"fraud"), after.choose(key, b"fraud")
+        assert new in (old, target)
+
+
+def test_keys_meet_the_shares() -> None:
+    """Of 20,000 keys each target gets its share to within a hundredth of all."""
+    split = Split({"1": 70, "2": 25, "3": 5})
+    seen = Counter(split.choose(b"key-%d" % n, b"fraud") for n in range(20_000))
+    for target, share in split.shares.items():
+        assert abs(seen[target] / 20_000 - share) < 0.01
+
+
+def test_the_salt_makes_another_draw() -> None:
+    """A caller who is a canary for one model need not be one for every model."""
+    split = Split({"1": 1, "2": 1})
+    one = [split.choose(b"%d" % n, b"fraud") for n in range(100)]
+    other = [split.choose(b"%d" % n, b"churn") for n in range(100)]
+    assert one != other
+
+
+@given(key=st.binary(max_size=100), salt=st.binary(max_size=200))
+def test_a_point_lies_between_zero_and_one(key: bytes, salt: bytes) -> None:
+    """Never 0, whose logarithm is none; and always the same."""
+    assert 0 < point_of(key, salt) < 1
+    assert point_of(key, salt) == point_of(key, salt)
