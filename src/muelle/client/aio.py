@@ -11,7 +11,7 @@ import httpx
 
 from muelle.client import calls
 from muelle.client.base import Base, as_reply
-from muelle.client.calls import Call, Prediction
+from muelle.client.calls import Call, Prediction, signature_of
 from muelle.client.tensors import encode_request, to_arrays
 from muelle.core.admin import (
     AuditEntry,
@@ -20,7 +20,7 @@ from muelle.core.admin import (
     ServerStatus,
     StartRollout,
 )
-from muelle.core.errors import BadRequest, Unavailable
+from muelle.core.errors import BadRequest
 from muelle.core.records import RouteSpec
 from muelle.core.signature import Signature
 from muelle.core.status import ModelStatus
@@ -94,10 +94,7 @@ class AsyncClient(Base):
         found = self._signatures.get((model, number))
         if found is None:
             status = await self.model(model)
-            wanted = number if number is not None else status.default
-            found = next((v.signature for v in status.versions if v.version == wanted), None)
-            if found is None:
-                raise Unavailable(f"{model}: version {wanted} is not loaded", retry_after_s=1.0)
+            found = signature_of(status, number)
             self._signatures[model, number] = found
         return found
 

@@ -26,6 +26,7 @@ from muelle.core.admin import (
 )
 from muelle.core.errors import ErrorCode, MuelleError
 from muelle.core.records import STABLE, RouteSpec
+from muelle.core.signature import Signature
 from muelle.core.status import ModelStatus
 
 T = TypeVar("T")
@@ -164,6 +165,18 @@ def _is_ok(reply: Reply) -> bool:
 
 def _name(model: str) -> str:
     return quote(model, safe="")
+
+
+def signature_of(status: ModelStatus, version: str | None) -> Signature:
+    """Return what a version takes and gives. Raise VersionNotFound, or Unavailable: not loaded."""
+    wanted = version if version is not None else status.default
+    found = next((v for v in status.versions if v.version == wanted), None)
+    if found is None:
+        have = ", ".join(v.version for v in status.versions) or "none"
+        raise errors.VersionNotFound(f"{status.name}: no version {wanted}; there is: {have}")
+    if found.signature is None:
+        raise errors.Unavailable(f"{status.name}:{wanted}: {found.reason}", retry_after_s=1.0)
+    return found.signature
 
 
 # --- predictions and what is served ---
