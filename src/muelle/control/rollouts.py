@@ -53,7 +53,9 @@ class Rollouts:
         self._running: dict[str, _Running] = {}
 
     def start(self, model: str, artifact: Artifact, spec: StartRollout, who: str) -> RolloutStatus:
-        """Begin. Raise Conflict while another one runs, or when there is nothing to shift."""
+        """Begin. Raise BadRequest for steps or limits that cannot be meant, Conflict while another
+        one runs or when there is nothing to shift."""
+        steps.check(spec)
         before = self._running.get(model)
         if before is not None and not before.status().ended:
             raise Conflict(
@@ -145,10 +147,10 @@ class _Running:
         if self.has_ended():  # somebody aborted it while the version loaded
             self._release()
             return
-        self._decider = decider = steps.Rollout(self.spec, now=self._now())
-        self._state = "watching"
-        self._begin_step(decider.share)
         try:
+            self._decider = decider = steps.Rollout(self.spec, now=self._now())
+            self._state = "watching"
+            self._begin_step(decider.share)
             while True:
                 await asyncio.sleep(LOOK_S)
                 if self.has_ended():
@@ -226,7 +228,7 @@ class _Running:
 
     def _observed(self) -> steps.Observed:
         metrics = self._metrics
-        if metrics is None:
+        if metrics is None or self._decider is None:
             return steps.Observed()
         metrics.total.fold()
         requests, failures, compared, disagreed = (
