@@ -55,7 +55,7 @@ MAY_ALSO = {"workers.child": {"runtimes"}}
 
 HEAVY = {
     "catboost", "fastapi", "joblib", "lightgbm", "onnx", "onnxruntime", "pandas", "pyarrow",
-    "sklearn", "skl2onnx", "skops", "starlette", "tensorflow", "torch", "xgboost",
+    "mlflow", "sklearn", "skl2onnx", "skops", "starlette", "tensorflow", "torch", "xgboost", "yaml",
 }  # fmt: skip
 UNSAFE = {"marshal", "multiprocessing", "pickle", "shelve"}
 UNPICKLERS = {"runtimes.sklearn"}

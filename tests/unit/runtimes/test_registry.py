@@ -14,7 +14,6 @@ from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.runtimes.interface import Format, LoadOptions, Runtime
 from muelle.runtimes.registry import (
     BUILT_IN,
-    BUILT_IN,
     Registry,
     find_format,
     missing_libraries,
@@ -233,13 +232,3 @@ def test_a_load_without_its_library_names_the_extra(
 
     with pytest.raises(MissingLibrary, match=rf"pip install 'muelle\[{runtime.extra}\]'"):
         runtime.load(saved.path, LoadOptions())
-
-
-def test_built_in_runtimes_are_those_of_the_package() -> None:
-    """The names that work without entry points are exactly the ones that are declared."""
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
-    declared = project["project"]["entry-points"]["muelle.runtimes"]
-    assert set(BUILT_IN) == set(declared)
-    assert all(value == f"muelle.runtimes.{name}:RUNTIME" for name, value in declared.items())
