@@ -268,6 +268,7 @@ class Fleet:
             estimates={key: self._estimate(key) for key in {*wanted, *self._live}},
             leaving=[(v.artifact.model, v.artifact.version) for v in self._leaving],
             leaving_bytes=sum(live.memory_bytes() for live in self._leaving),
+            serving=[(name, v) for name, t in self._traffic.items() for v in t.split],
         )
         self._refused = {}
         for action in actions:

@@ -13,6 +13,7 @@ The last step, all traffic, is watched like the others before the rollout is fin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -145,7 +146,7 @@ def check(spec: StartRollout) -> None:
     ):
         if value is not None and not 0 <= value <= 1:
             raise BadRequest(f"{name}: a share from 0 to 1", field=name)
-    if not spec.watch_s >= 0 or spec.min_requests < 0:
-        raise BadRequest("watch_s and min_requests: not negative", field="watch_s")
+    if not 0 <= spec.watch_s < math.inf or spec.min_requests < 0:
+        raise BadRequest("watch_s and min_requests: finite, not negative", field="watch_s")
     if spec.max_p99_ms is not None and not spec.max_p99_ms > 0:
         raise BadRequest("max_p99_ms: above 0", field="max_p99_ms")

@@ -2,7 +2,9 @@
 
 Looks at all models at once, for they share one memory. The rules, in this order:
 
-1. What is required and not here is loaded, at most `LOADS_AT_ONCE` side by side.
+1. What is required and not here is loaded, at most `LOADS_AT_ONCE` side by side. Under the
+   availability-preserving policy a version that has traffic counts as required too, until all
+   that is required of its model is ready: also when that fails, or does not fit beside it.
 2. What is not required stays warm for `keep_warm_s` after its last use (a rollback is instant
    then) and goes after that. Under the resource-preserving policy it goes at once, and while it is
    still going nothing of that model is loaded: such models fit only once.
@@ -16,7 +18,7 @@ Looks at all models at once, for they share one memory. The rules, in this order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -104,10 +106,27 @@ def plan(
     estimates: Mapping[Key, int],
     leaving: Sequence[Key] = (),
     leaving_bytes: int = 0,
+    serving: Collection[Key] = (),
 ) -> tuple[Action, ...]:
     """Return what to do now. `estimates` guess at what a version will need; `leaving` are versions
-    that still answer what they have accepted, with `leaving_bytes` of memory together."""
+    that still answer what they have accepted, with `leaving_bytes` of memory together; `serving`
+    are those that new requests go to."""
+    if policy.kind == "availability":
+        kept = _not_replaced_yet(wanted, actual, serving)
+        wanted = (*wanted, *(Wanted(key, required=True) for key in kept))
     return _Plan(wanted, actual, policy, now, estimates, leaving, leaving_bytes).make()
+
+
+def _not_replaced_yet(
+    wanted: Sequence[Wanted], actual: Mapping[Key, Actual], serving: Collection[Key]
+) -> list[Key]:
+    """Return what serves while something that is required of its model cannot yet."""
+
+    def is_ready(key: Key) -> bool:
+        return key in actual and actual[key].state == "ready"
+
+    awaited = {w.version[0] for w in wanted if w.required and not is_ready(w.version)}
+    return [key for key in serving if key[0] in awaited and is_ready(key)]
 
 
 class _Plan:

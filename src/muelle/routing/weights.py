@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from muelle.core.errors import BadRequest
 
-_POINTS = 2.0**64
+_POINT_BITS = 52
+"""As many as leave room for the half in a double: with more, the last point would round to 1."""
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -70,27 +71,43 @@ class Split:
 def point_of(key: bytes, salt: bytes) -> float:
     """Return a number above 0 and below 1 that depends on nothing but key and salt."""
     state = hashlib.blake2b(key, digest_size=8, key=hashlib.blake2b(salt, digest_size=32).digest())
-    return (int.from_bytes(state.digest(), "big") + 0.5) / (_POINTS + 1.0)
+    return _inside(int.from_bytes(state.digest(), "big") >> (64 - _POINT_BITS))
+
+
+def _inside(number: int) -> float:
+    """Return the middle of one of 2**52 equal parts of the line from 0 to 1."""
+    return (number + 0.5) / 2.0**_POINT_BITS
 
 
 class Spread:
-    """Deals requests that have no key: after any number of them, each of two or three targets had
-    its share to within one request, of more to within two. Owned by whoever deals."""
+    """Deals requests that have no key: after any number of them each target had its share to within
+    one request, however many targets there are. Owned by whoever deals.
 
-    __slots__ = ("_credit", "_shares")
+    Tijdeman's rule for the chairman assignment problem: of those who may have a turn already, the
+    one who must have it soonest. Taking whoever is furthest behind does not keep the bound for
+    more than four targets.
+    """
+
+    __slots__ = ("_credit", "_least", "_most", "_shares")
 
     def __init__(self, split: Split) -> None:
-        self._shares = list(split.shares.items())
-        self._credit = dict.fromkeys(split.shares, 0.0)
+        # A share can be too small for a double after all; its turn would never come.
+        self._shares = [(t, share, 1.0 / share) for t, share in split.shares.items() if share > 0]
+        self._credit = dict.fromkeys((t for t, _, _ in self._shares), 0.0)
+        others = len(self._shares) - 1
+        margin = 0.5 / others if others else 0.0
+        self._least = margin - 1e-9  # Two halves may add up to a little less than one.
+        self._most = 1.0 - margin
 
     def next(self) -> str:
-        """Return who answers the next request: the one that is furthest behind its share."""
-        credit = self._credit
-        best, most = "", -math.inf
-        for target, share in self._shares:
-            mine = credit[target] + share
-            credit[target] = mine
-            if mine > most:
-                best, most = target, mine
+        """Return who answers the next request."""
+        credit, least, most = self._credit, self._least, self._most
+        best, soonest = "", math.inf
+        for target, share, requests_a_turn in self._shares:
+            mine = credit[target] = credit[target] + share
+            if mine >= least:
+                left = (most - mine) * requests_a_turn
+                if left < soonest:
+                    best, soonest = target, left
         credit[best] -= 1.0
         return best

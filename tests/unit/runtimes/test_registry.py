@@ -232,3 +232,13 @@ def test_a_load_without_its_library_names_the_extra(
 
     with pytest.raises(MissingLibrary, match=rf"pip install 'muelle\[{runtime.extra}\]'"):
         runtime.load(saved.path, LoadOptions())
+
+
+def test_built_in_names_are_those_that_the_package_declares() -> None:
+    """The names that work without entry points are exactly the declared ones."""
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    declared = project["project"]["entry-points"]["muelle.runtimes"]
+    assert set(BUILT_IN) == set(declared)
+    assert all(value == f"muelle.runtimes.{name}:RUNTIME" for name, value in declared.items())
