@@ -89,11 +89,12 @@ class Admin:
                 await self._http.start(sock)
         if config.listen:
             host, _, port = config.listen.rpartition(":")
-            if not host or not port.isdigit() or int(port) > 65535:
-                raise ConfigError(f"admin.listen: {config.listen!r} is not HOST:PORT")
+            if not port.isdigit() or int(port) > 65535:
+                raise ConfigError(f"admin.listen: {config.listen!r} is not [HOST:]PORT")
             if self._token is None:
                 raise ConfigError("admin.listen needs a token: --admin-token-file FILE")
-            await self._http.start(bind_or_explain(host.strip("[]"), int(port)))
+            # Only this machine, unless an address is named.
+            await self._http.start(bind_or_explain(host.strip("[]") or "127.0.0.1", int(port)))
         if self._source is not None:
             self._lease = self._source.store.lease(self._new_lease())
 

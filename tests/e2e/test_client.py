@@ -155,7 +155,7 @@ def test_a_tcp_listener_asks_for_its_token(folder: Path, tmp_path: Path) -> None
     file.write_text(f"{TOKEN}\n")
     file.chmod(0o600)
     port = free_port()
-    options = ("--admin-listen", f"127.0.0.1:{port}", "--admin-token-file", str(file))
+    options = ("--admin-listen", str(port), "--admin-token-file", str(file))
     with Served("--store", str(folder), *options, "--admin-socket", "none"):
         url = f"http://127.0.0.1:{port}"
         with Client(url, token=TOKEN) as admin:
@@ -173,7 +173,7 @@ def test_a_tcp_listener_asks_for_its_token(folder: Path, tmp_path: Path) -> None
     ("options", "told"),
     [
         (("--admin-listen", "127.0.0.1:0"), "needs a token"),
-        (("--admin-listen", "nonsense", "--admin-token-file", "TOKEN"), "not HOST:PORT"),
+        (("--admin-listen", "nonsense", "--admin-token-file", "TOKEN"), "not .HOST:.PORT"),
         (("--admin-listen", "127.0.0.1:0", "--admin-token-file", "SHORT"), "shorter than"),
         (("--admin-listen", "127.0.0.1:0", "--admin-token-file", "/none"), "cannot be read"),
         (("--admin-socket", "/nonexistent/a.sock"), "cannot listen"),

@@ -33,7 +33,7 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "lifecycle.keep_warm_s": (["--keep-warm-s"], "S"),
     "lifecycle.memory_limit_mb": (["--memory-limit"], "MB"),
     "admin.socket": (["--admin-socket"], "PATH|none"),
-    "admin.listen": (["--admin-listen"], "HOST:PORT"),
+    "admin.listen": (["--admin-listen"], "[HOST:]PORT"),
     "admin.token_file": (["--admin-token-file"], "FILE"),
     "json_nan": (["--json-nan"], "error|null|string"),
     "log_level": (["--log-level"], "LEVEL"),

@@ -98,7 +98,8 @@ class AdminConfig(Section, frozen=True):
     socket: str = ""
     """Path of the Unix socket; empty for one in the runtime folder of the user; `none` for none."""
     listen: str = ""
-    """`HOST:PORT` of a TCP listener, empty for none. It needs a token."""
+    """`[HOST:]PORT` of a TCP listener, empty for none; this machine only, unless a host is named.
+    It needs a token."""
     token_file: str = ""
     """File whose first line is the token that the TCP listener asks for."""
 

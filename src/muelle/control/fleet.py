@@ -12,25 +12,20 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from muelle.config.sections import ServeConfig
+from muelle.control.tables import Tables, Traffic
 from muelle.control.version import LiveVersion
-from muelle.control.wanted import Artifact, Key, Prepared, Source, Wanted, WantedModel
+from muelle.control.wanted import Artifact, Key, Prepared, Source, Wanted
 from muelle.core.errors import ArtifactError, MuelleError, Unavailable, VersionNotFound
-from muelle.core.events import Listener, TrafficMoved, VersionFailed, VersionUnloaded
+from muelle.core.events import Listener, VersionFailed, VersionUnloaded
 from muelle.core.status import ModelStatus, VersionStatus
-from muelle.endpoints import PredictEndpoint
-from muelle.inference import InferenceService, Served
+from muelle.inference import InferenceService
 from muelle.lifecycle import versions as plans
-from muelle.routing.table import ModelRoute, RouteTable, default_version
-from muelle.routing.weights import Split
 from muelle.telemetry.metrics import VersionMetrics
-from muelle.traffic import Shadow, SharedEndpoint
 
 log = logging.getLogger("muelle.fleet")
 
@@ -40,26 +35,6 @@ GUESS_FACTOR = 2
 """A worker that nobody has measured yet is guessed at: its library, and twice its file."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Who answers a model's unpinned requests."""
-
-    split: Mapping[str, float]
-    sticky: str = ""
-    shadow: str = ""
-
-    @property
-    def versions(self) -> set[str]:
-        """Every version that has a part in it."""
-        return {*self.split, self.shadow} - {""}
-
-    @property
-    def default(self) -> str | None:
-        """The version with the largest share."""
-        top = max(self.split.values(), default=0.0)
-        return default_version(v for v, share in self.split.items() if share == top)
 
 
 class Fleet:
@@ -94,11 +69,11 @@ class Fleet:
         self._metrics: dict[Key, VersionMetrics] = {}
         self._bytes: dict[Key, int] = {}
         self._refused: dict[Key, str] = {}
-        self._traffic: dict[str, Traffic] = {}
-        self._overrides: dict[str, Traffic] = {}
+        self._tables = Tables(
+            self._live, loop=loop, listener=listener, why_not_loaded=self._why_not_loaded
+        )
         self._held: Counter[Key] = Counter()
         self._extra: dict[Key, Artifact] = {}
-        self._told: dict[str, Traffic] = {}
         self._yielding: dict[Key, Key] = {}
         self._asked: set[Key] = set()
         self._tasks: dict[LiveVersion, asyncio.Task[None]] = {}
@@ -185,9 +160,9 @@ class Fleet:
     def override(self, model: str, traffic: Traffic | None) -> None:
         """Share a model's traffic otherwise than the source says, until told None (a rollout)."""
         if traffic is None:
-            self._overrides.pop(model, None)
+            self._tables.overrides.pop(model, None)
         else:
-            self._overrides[model] = traffic
+            self._tables.overrides[model] = traffic
         self._reconcile()
 
     def load(self, model: str, version: str | None) -> None:
@@ -250,7 +225,7 @@ class Fleet:
         for name, model in self._wanted.items():
             for version in model.versions:
                 wanted[name, version] = not demand or (name, version) in self._asked
-        for name, traffic in self._overrides.items():
+        for name, traffic in self._tables.overrides.items():
             wanted.update(((name, version), True) for version in traffic.versions)
         wanted.update((key, False) for key in self._yielding.values() if key in wanted)
         wanted.update((key, True) for key in self._held)
@@ -268,7 +243,7 @@ class Fleet:
             estimates={key: self._estimate(key) for key in {*wanted, *self._live}},
             leaving=[(v.artifact.model, v.artifact.version) for v in self._leaving],
             leaving_bytes=sum(live.memory_bytes() for live in self._leaving),
-            serving=[(name, v) for name, t in self._traffic.items() for v in t.split],
+            serving=self._tables.serving(),
         )
         self._refused = {}
         for action in actions:
@@ -325,7 +300,7 @@ class Fleet:
         if artifact is None or key in self._live:
             return
         live = self._live[key] = self._new(key, artifact)
-        self._run_load(key, live, one_try=key[0] in self._traffic)
+        self._run_load(key, live, one_try=self._tables.traffic(key[0]) is not None)
 
     def _run_load(self, key: Key, live: LiveVersion, *, one_try: bool) -> None:
         async def run() -> None:
@@ -415,98 +390,11 @@ class Fleet:
 
     def _swap(self) -> None:
         """Make the new routing table and let transport see it."""
-        models = {}
-        for name, wanted in self._wanted.items():
-            served = {version: self._served((name, version)) for version in wanted.versions}
-            for (model, version), live in self._live.items():
-                if model == name and live.stage == "ready":
-                    served.setdefault(version, self._served((name, version)))
-            traffic = self._choose_traffic(name, wanted)
-            default = traffic.default if traffic is not None else wanted.default
-            front = self._front(name, traffic) if traffic is not None else None
-            if front is None and default is not None:
-                front = served.get(default)
-            models[name] = ModelRoute(name, MappingProxyType(served), default, front)
-        self._traffic = {name: t for name, t in self._traffic.items() if name in models}
-        self._tell_moves()
-        self._inference.table = RouteTable(MappingProxyType(models))
+        self._inference.table = self._tables.make(self._wanted)
         self._table_changed()
 
-    def _tell_moves(self) -> None:
-        """Tell once whose traffic has moved since the last table."""
-        for name in {*self._told, *self._traffic}:
-            now = self._traffic.get(name)
-            if self._told.get(name) == now:
-                continue
-            total = sum(now.split.values()) if now is not None else 1.0
-            shares = {v: w / total for v, w in now.split.items()} if now is not None else {}
-            shadow = now.shadow if now is not None else ""
-            self._listener(TrafficMoved(model=name, shares=shares, shadow=shadow))
-        self._told = dict(self._traffic)
-
-    def _served(self, key: Key) -> Served:
-        live = self._live.get(key)
-        if live is not None:
-            return Served(live.endpoints, live.why_not)
-        return Served({}, lambda: self._refused.get(key) or "it is not loaded now; retry")
-
-    def _choose_traffic(self, name: str, wanted: WantedModel) -> Traffic | None:
-        """Take what is wanted once all of it can answer; keep what was there until then."""
-        target = self._overrides.get(name) or Traffic(wanted.split, wanted.sticky, wanted.shadow)
-        if target.split and all(self._is_ready(name, v) for v in target.versions):
-            self._traffic[name] = target
-            return target
-        before = self._traffic.get(name)
-        if before is not None and all(self._is_ready(name, v) for v in before.split):
-            return before
-        able = {v: share for v, share in target.split.items() if self._is_ready(name, v)}
-        if not able and not wanted.labels:
-            # Plain files: the newest that can answer does, as nobody said otherwise.
-            newest = default_version(v for v in wanted.versions if self._is_ready(name, v))
-            able = {newest: 1.0} if newest is not None else {}
-        if not able:
-            self._traffic.pop(name, None)
-            return None
-        self._traffic[name] = Traffic(able, target.sticky)
-        return self._traffic[name]
-
-    def _is_ready(self, name: str, version: str) -> bool:
-        live = self._live.get((name, version))
-        return live is not None and live.stage == "ready"
-
-    def _front(self, name: str, traffic: Traffic) -> Served | None:
-        """Return what takes the unpinned requests: a version itself, or a share-out."""
-        lives = {version: self._live[name, version] for version in traffic.split}
-        if len(lives) == 1 and not traffic.shadow:
-            (live,) = lives.values()
-            return Served(live.endpoints, live.why_not)
-        shadow = self._shadow(name, traffic)
-        first = next(iter(lives.values()))
-        endpoints: dict[str, SharedEndpoint] = {}
-        for protocol in first.endpoints:
-            parts: dict[str, PredictEndpoint] = {
-                version: live.endpoints[protocol] for version, live in lives.items()
-            }
-            endpoints[protocol] = SharedEndpoint(
-                parts, Split(traffic.split), sticky=traffic.sticky,
-                salt=name, shadow=shadow,
-            )  # fmt: skip
-        return Served(endpoints, first.why_not)
-
-    def _shadow(self, name: str, traffic: Traffic) -> Shadow | None:
-        live = self._live.get((name, traffic.shadow)) if traffic.shadow else None
-        if live is None or live.pool is None or live.stage != "ready":
-            return None
-        record = live.artifact.record
-        return Shadow(
-            traffic.shadow,
-            live.pool,
-            live.metrics,
-            loop=self._loop,
-            now=time.monotonic,
-            rtol=record.rtol if record is not None else 1e-3,
-            atol=record.atol if record is not None else 1e-5,
-        )
+    def _why_not_loaded(self, key: Key) -> str:
+        return self._refused.get(key) or "it is not loaded now; retry"
 
     # --- time ---
 
@@ -571,7 +459,7 @@ class Fleet:
 
     def traffic(self, model: str) -> Traffic | None:
         """Who answers a model's unpinned requests now."""
-        return self._traffic.get(model)
+        return self._tables.traffic(model)
 
     def live(self, model: str, version: str) -> LiveVersion | None:
         """Return a version that is here."""
@@ -602,14 +490,14 @@ class Fleet:
         """Return one model. Raise ModelNotFound with near names."""
         route = self._inference.table.model(name)
         wanted = self._wanted[name]
-        traffic = self._traffic.get(name)
-        total = sum(traffic.split.values()) if traffic is not None else 0.0
+        traffic = self._tables.traffic(name)
+        shares = traffic.shares() if traffic is not None else {}
         numbers = {*wanted.versions, *(v for m, v in self._live if m == name)}
         statuses: list[VersionStatus] = []
         for version in sorted(numbers, key=_number, reverse=True):
             labels = tuple(sorted(k for k, v in wanted.labels.items() if v == version))
-            share = traffic.split.get(version, 0.0) / total if traffic and total else 0.0
             shadow = traffic is not None and traffic.shadow == version
+            share = shares.get(version, 0.0)
             statuses.append(self._status((name, version), labels, share, shadow))
         return ModelStatus(name=name, default=route.default, versions=tuple(statuses))
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from muelle.control.fleet import Fleet, Traffic
+from muelle.control.fleet import Fleet
+from muelle.control.tables import Traffic
 from muelle.control.wanted import Artifact
 from muelle.core.admin import RolloutState, RolloutStatus, StartRollout
 from muelle.core.errors import Conflict, MuelleError, VersionNotFound

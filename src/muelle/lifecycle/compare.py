@@ -58,7 +58,7 @@ def max_difference(expected: StoredTensor, got: StoredTensor) -> float | None:
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(a - b)
     difference[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
-    return float(np.nan_to_num(difference, nan=np.inf).max())
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
 
 
 def _differs(want: StoredTensor, have: StoredTensor, rtol: float, atol: float) -> str:

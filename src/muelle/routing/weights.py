@@ -96,7 +96,7 @@ class Spread:
         self._credit = dict.fromkeys((t for t, _, _ in self._shares), 0.0)
         others = len(self._shares) - 1
         margin = 0.5 / others if others else 0.0
-        self._least = margin - 1e-9  # Two halves may add up to a little less than one.
+        self._least = margin - 1e-9
         self._most = 1.0 - margin
 
     def next(self) -> str:
@@ -109,5 +109,7 @@ class Spread:
                 left = (most - mine) * requests_a_turn
                 if left < soonest:
                     best, soonest = target, left
+        if not best:  # Rounding, added up over very many requests.
+            best = max(credit, key=credit.__getitem__)
         credit[best] -= 1.0
         return best

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from muelle.config.sections import LifecycleConfig, ServeConfig
-from muelle.control.fleet import Traffic
+from muelle.control.tables import Traffic
 from muelle.control.version import LiveVersion
 from muelle.control.wanted import Artifact, Prepared
 from muelle.core.errors import ArtifactError
