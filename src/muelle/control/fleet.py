@@ -197,7 +197,9 @@ class Fleet:
                 log.warning("the source of models cannot be read: %s", exc)
         for key, live in list(self._live.items()):
             artifact = self._artifact(key)
-            if artifact is not None and artifact.mark != live.artifact.mark:
+            coming = self._replacing.get(key)
+            newest = coming.artifact if coming is not None else live.artifact
+            if artifact is not None and artifact.mark != newest.mark:
                 self._replace(key, artifact)
 
     def _artifact(self, key: Key) -> Artifact | None:
@@ -216,15 +218,24 @@ class Fleet:
         return [(model, v) for v in wanted.versions if version in (None, v)]
 
     def _reconcile(self, *, swap: bool = True) -> None:
-        """Do what the plan says, then swap the table (`swap` False: only if something was done)."""
+        """Swap the table (`swap` False: nothing has changed that it shows), do what the plan says,
+        and swap again where that changed it."""
         if self._closing:
             return
+        if swap:
+            # First of all: whoever loses its traffic now stays warm from now on.
+            self._swap()
         now = self._now()
         wanted: dict[Key, bool] = {}
         demand = self._config.lifecycle.on_demand or self._config.lifecycle.control == "explicit"
         for name, model in self._wanted.items():
+            # Who is asked for already is to follow its labels, and nobody asks for the new version
+            # as long as the old one answers.
+            in_use = self._config.lifecycle.on_demand and self._tables.traffic(name) is not None
+            needed = {*model.split, model.shadow} if in_use else set()
             for version in model.versions:
-                wanted[name, version] = not demand or (name, version) in self._asked
+                asked = (name, version) in self._asked or version in needed
+                wanted[name, version] = asked or not demand
         for name, traffic in self._tables.overrides.items():
             wanted.update(((name, version), True) for version in traffic.versions)
         wanted.update((key, False) for key in self._yielding.values() if key in wanted)
@@ -261,7 +272,7 @@ class Fleet:
                     self._refused[key] = reason
                 case plans.Wait(until):
                     self._wake_at(until)
-        if swap or any(not isinstance(action, plans.Wait) for action in actions):
+        if any(not isinstance(action, plans.Wait) for action in actions):
             self._swap()
 
     def _actual(self, key: Key, live: LiveVersion) -> plans.Actual:
@@ -390,7 +401,12 @@ class Fleet:
 
     def _swap(self) -> None:
         """Make the new routing table and let transport see it."""
+        before = self._tables.serving()
         self._inference.table = self._tables.make(self._wanted)
+        for key in set(before).difference(self._tables.serving()):
+            live = self._live.get(key)
+            if live is not None:
+                live.last_used = self._now()  # Its time to stay warm begins now.
         self._table_changed()
 
     def _why_not_loaded(self, key: Key) -> str:

@@ -232,14 +232,18 @@ class FileSource:
 
     def _look(self) -> None:
         listing = self._listing()
-        self._problems = listing.problems
+        problems = list(listing.problems)
         now, wall = self._now(), self._wall()
         settled: dict[tuple[str, str], Artifact] = {}
         moving = []
         for found in listing.artifacts:
             key = (found.model, str(found.version))
-            mark = take_mark(found.path)
             before = self._settled.get(key)
+            try:
+                mark = take_mark(found.path)
+            except ArtifactError as exc:
+                problems.append(exc.message)
+                continue  # What was there goes on counting, below.
             if before is not None and before.mark == mark.text:
                 settled[key] = before
             elif (
@@ -252,6 +256,10 @@ class FileSource:
                 moving.append(f"{found.model}:{found.version}")
                 if before is not None:
                     settled[key] = before
+        for key, before in self._settled.items():
+            if key not in settled and _may_be_there(before.path):
+                settled[key] = before
+        self._problems = tuple(problems)
         self._stillness.forget_others({found.path for found in listing.artifacts})
         self._settled, self._moving = settled, tuple(moving)
 
@@ -259,6 +267,14 @@ class FileSource:
         runtime, form, refused = self._examine(found.path)
         path = found.path.absolute()
         return Artifact(found.model, str(found.version), path, runtime, form, refused, mark)
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether an artifact that was not listed is there, or cannot be looked at: not surely gone."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def _newest_first(name: str, versions: Mapping[str, Artifact]) -> WantedModel:

@@ -113,10 +113,15 @@ def _list_repository(folder: Path, is_artifact_folder: IsArtifact) -> Listing:
         if model in artifacts:
             problems.append(f"{child}: another folder is already served as {model!r}; rename one")
             continue
-        if not _versions(child):
-            problems.append(f"{child}: no version in it; the layout is {_LAYOUT}")
+        try:
+            if not _versions(child):
+                problems.append(f"{child}: no version in it; the layout is {_LAYOUT}")
+                continue
+            listing = _list_model(model, child, is_artifact_folder)
+        except ArtifactError as exc:
+            # One folder that cannot be read must not take the others away.
+            problems.append(exc.message)
             continue
-        listing = _list_model(model, child, is_artifact_folder)
         artifacts[model] = listing.artifacts
         problems.extend(listing.problems)
     return Listing(tuple(a for found in artifacts.values() for a in found), tuple(problems))

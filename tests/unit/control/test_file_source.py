@@ -176,3 +176,33 @@ def test_nothing_but_a_copy_under_way_is_an_error_that_says_so(tmp_path: Path) -
     here.source._sleep = sleep
     with pytest.raises(ArtifactError, match="m:1: still being written"):
         here.source.read()
+
+
+def test_a_folder_that_cannot_be_read_takes_nothing_away(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk or right that fails for one artifact: it goes on counting as it was, others are
+    followed, and the trouble is told."""
+    from muelle.control import sources
+
+    watched.write(2, b"two")
+    watched.source.changed()
+    watched.now += 1
+    before = watched.versions()
+    assert set(before) == {"1", "2"}
+    genuine = sources.take_mark
+
+    def broken(path: Path) -> object:
+        if path.parent.name == "1":
+            raise ArtifactError("model.onnx: cannot be looked at: Input/output error")
+        return genuine(path)
+
+    monkeypatch.setattr(sources, "take_mark", broken)
+    watched.write(3, b"three")
+    watched.source.changed()
+    watched.now += 1
+    assert watched.source.changed()
+    now = watched.versions()
+    assert set(now) == {"1", "2", "3"}
+    assert now["1"] == before["1"]
+    assert any("Input/output error" in line for line in watched.source.problems())

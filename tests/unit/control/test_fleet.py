@@ -212,3 +212,65 @@ async def test_a_version_unloaded_while_its_files_are_laid_out_starts_nothing() 
     prepared.set_result(Prepared(Path("/x"), "sha256:0"))
     await loading
     assert live.pool is None
+
+
+async def test_a_replacement_under_way_is_not_started_again() -> None:
+    """Looking at the folder while the new content loads changes nothing: one load for one."""
+    source = ListedSource()
+    source.want("m", "1", mark="a")
+    harbour = Harbour(source)
+    await harbour.fleet.start()
+    Puppet.script = {("m", "1"): "wait"}
+    source.want("m", "1", mark="b")
+    for _ in range(4):
+        await harbour.fleet.refresh()
+    assert len(Puppet.made) == 2
+    Puppet.made[-1].go.set()
+    await harbour.fleet.settled()
+    assert harbour.fleet.live("m", "1") is Puppet.made[-1]
+    await harbour.fleet.stop(0)
+
+
+async def test_warm_time_begins_when_the_traffic_goes() -> None:
+    """An old version that nobody has asked for in days stays warm as long as any other."""
+    now = [0.0]
+    source = ListedSource()
+    source.want("m", "1")
+    harbour = Harbour(
+        source, ServeConfig(lifecycle=LifecycleConfig(keep_warm_s=60)), now=lambda: now[0]
+    )
+    await harbour.fleet.start()
+    old = Puppet.made[0]
+    old.since = old.last_used = 0.0
+    now[0] = 100_000.0
+    source.want("m", "2")
+    await harbour.fleet.follow()
+    assert not old.unloaded
+    now[0] += 59.0
+    await harbour.fleet.refresh()
+    assert not old.unloaded
+    now[0] += 2.0
+    await harbour.fleet.refresh()
+    await turns()
+    assert old.unloaded
+    await harbour.fleet.stop(0)
+
+
+async def test_on_demand_a_model_in_use_follows_its_labels() -> None:
+    """Nobody asks for the new version while the old one answers: it is loaded all the same; a model
+    that nobody uses is not."""
+    source = ListedSource()
+    source.want("m", "1")
+    source.want("idle", "1")
+    harbour = Harbour(source, ServeConfig(lifecycle=LifecycleConfig(on_demand=True)))
+    await harbour.fleet.start()
+    assert harbour.loaded() == set()
+    harbour.inference.asked("m", None)
+    await turns()
+    await harbour.fleet.settled()
+    assert harbour.split("m") == {"1": 1.0}
+    source.want("m", "2")
+    await harbour.fleet.follow()
+    assert harbour.split("m") == {"2": 1.0}
+    assert not {key for key in harbour.loaded() if key[0] == "idle"}
+    await harbour.fleet.stop(0)
