@@ -318,15 +318,20 @@ def test_every_worker_is_checked_at_every_start(tmp_path: Path) -> None:
     folder, switch = tmp_path / "store", tmp_path / "trouble"
     push_stamped(folder, 1, label=None, trouble=switch)
     with Served("--store", str(folder), "--workers", "2") as served:
-        eventually(lambda: len(served.worker_pids()) == 2)
+
+        def n_ready() -> int:
+            states = [w["state"] for w in versions_of(served)["1"]["workers"]]
+            return states.count("ready") + states.count("busy")
+
+        # The server listens when the first of them can answer; the second must have loaded, too.
+        eventually(lambda: n_ready() == 2)
         switch.write_text("drift")
         os.kill(served.worker_pids()[0], signal.SIGKILL)
         served.wait_for_line("example 1 is answered otherwise")
         for _ in range(30):
             assert ask(served)[:2] == (200, "1")
         switch.unlink()
-        states = lambda: [w["state"] for w in versions_of(served)["1"]["workers"]]  # noqa: E731
-        eventually(lambda: states().count("ready") + states().count("busy") >= 2, limit_s=40)
+        eventually(lambda: n_ready() == 2, limit_s=40)
 
 
 def test_resource_preserving_comes_back_when_the_new_version_fails(tmp_path: Path) -> None:
