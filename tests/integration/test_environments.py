@@ -12,13 +12,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from muelle.core.errors import ArtifactError
+from muelle.core.errors import ArtifactError, MuelleError
 from muelle.packaging.environments import (
+    Environment,
     build_environment,
     environment_digest,
     installed,
@@ -27,6 +29,7 @@ from muelle.packaging.environments import (
 from muelle.publishing.push import Options, push
 from muelle.repository.environments import READY, environment_folder, find_environment
 from muelle.repository.store import Store
+from tests import models
 from tests.serving import Served
 
 MODEL = """
@@ -152,6 +155,35 @@ def test_versions_with_other_libraries_serve_side_by_side(tmp_path: Path, wheels
             assert (status, json.loads(body)["predictions"]) == (200, [expected])
 
 
+def test_requirements_beside_a_model_need_trust(tmp_path: Path, wheels: Path) -> None:
+    """A safe format with a requirements.txt of a stranger: nothing of it is installed without
+    --trust, neither at the push nor at the pull of what somebody else pushed; with
+    --no-environment the model is taken without."""
+    from muelle.publishing import transfer
+
+    saved = models.quiet(models.onnx_classifier)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(saved.path, folder / "model.onnx")
+    (folder / "requirements.txt").write_text("tidings==1.0\n")
+    with Store.open(tmp_path / "store", create=True) as store:
+        with pytest.raises(ArtifactError, match=r"tidings==1\.0 is not here.*--trust"):
+            push(store, folder, Options(name="m", wheels=wheels), who="test")
+        assert not list((tmp_path / "store" / "environments").glob("*/bin"))
+        options = Options(name="m", own_environment=False)
+        (result,) = push(store, folder, options, who="test")
+        assert not result.record.environment
+    source = tmp_path / "told.py"
+    source.write_text(MODEL)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("tidings==1.0\n")
+    with Store.open(tmp_path / "other", create=True) as other:
+        options = Options(name="told", trust=True, requirements=lines, wheels=wheels)
+        push(other, source, options, who="test")
+    with Store.open(tmp_path / "store") as store, pytest.raises(ArtifactError, match="--trust"):
+        transfer.pull(store, tmp_path / "other", "told:1", who="test")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -184,6 +216,92 @@ def test_requirements_have_one_way_of_writing(tmp_path: Path) -> None:
     assert environment_digest(lines) != environment_digest(lines, python="CPython 3.12.1")
 
 
+def test_a_pin_that_does_not_hold_here_leaves_the_worker_its_libraries(
+    tmp_path: Path, wheels: Path
+) -> None:
+    """A line for another Python names numpy, but does not install it."""
+    lines = ('numpy<1.0 ; python_version < "3"', "tidings==1.0")
+    made = build_environment(tmp_path, lines, wheels=wheels)
+    assert {"msgspec", "numpy", "orjson", "tidings"} <= set(installed(tmp_path, made.digest))
+
+
+def test_hashes_are_checked(tmp_path: Path, wheels: Path) -> None:
+    """A wheel with the stated hash is taken, another is not."""
+    wheel = wheels / "tidings-1.0-py3-none-any.whl"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    made = build_environment(tmp_path, (f"tidings==1.0 --hash=sha256:{digest}",), wheels=wheels)
+    assert installed(tmp_path, made.digest)["tidings"] == "1.0"
+    wrong = f"tidings==1.0 --hash=sha256:{'0' * 64}"
+    with pytest.raises(ArtifactError, match="(?i)hash"):
+        build_environment(tmp_path, (wrong,), wheels=wheels)
+    assert find_environment(tmp_path, environment_digest((wrong,))) is None
+
+
+def test_what_pip_puts_elsewhere_is_no_environment(
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone's pip configuration has a target folder: that is told, instead of a worker that
+    cannot start."""
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))
+    with pytest.raises(ArtifactError, match="pip config list"):
+        build_environment(tmp_path / "root", ("tidings==1.0",), wheels=wheels)
+    assert find_environment(tmp_path / "root", environment_digest(("tidings==1.0",))) is None
+
+
+def test_two_builders_at_once_make_one(tmp_path: Path, wheels: Path) -> None:
+    """The second waits for the first, and takes what it made."""
+    told: list[list[str]] = [[], []]
+
+    def build(i: int) -> Environment:
+        return build_environment(
+            tmp_path, ("tidings==1.0",), wheels=wheels, progress=told[i].append
+        )
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(build, range(2))
+    assert one == other
+    assert sorted(map(bool, told)) == [False, True]
+
+
+def freeze() -> set[tuple[str, str]]:
+    """Return what this environment, the server's, holds."""
+    return {(d.name, d.version) for d in metadata.distributions()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pickle_that_only_its_own_version_reads(tmp_path: Path) -> None:
+    """A boosting model of a real scikit-learn 1.3, whose loss module has gone since: refused here
+    with the advice that, followed, serves it beside another NumPy; nothing changes here."""
+    older, before = "1.3.2", freeze()
+    root = tmp_path / "store" / "environments"
+    lines = tmp_path / "lines.txt"
+    lines.write_text(f"scikit-learn=={older}\nnumpy<2\n")
+    with Store.open(tmp_path / "store", create=True) as store:
+        made = build_environment(root, read_requirements(lines))
+        model = tmp_path / "model.joblib"
+        program = (
+            "import joblib, numpy as np, sys\n"
+            "from sklearn.ensemble import GradientBoostingRegressor\n"
+            "x = np.random.default_rng(0).normal(size=(50, 2))\n"
+            "m = GradientBoostingRegressor(n_estimators=5, random_state=0).fit(x, x.sum(axis=1))\n"
+            "joblib.dump(m, sys.argv[1])\n"
+            "print(m.predict([[1.0, 2.0]])[0])\n"
+        )
+        command = [str(made.python), "-I", "-c", program, str(model)]
+        expected = float(subprocess.run(command, check=True, capture_output=True).stdout)
+        with pytest.raises(MuelleError, match=rf"saved by scikit-learn {older}.*--requirements"):
+            push(store, model, Options(name="m", trust=True), who="test")
+        options = Options(name="m", trust=True, requirements=lines, label="stable")
+        (there,) = push(store, model, options, who="test")
+        assert there.record.libraries["scikit-learn"] == older
+        assert there.record.libraries["numpy"].startswith("1.")
+    with Served("--store", str(tmp_path / "store")) as served:
+        status, _, body = served.ask("POST", "/models/m/predict", '{"instances":[[1.0, 2.0]]}')
+        assert (status, json.loads(body)["predictions"]) == (200, [pytest.approx(expected)])
+    assert freeze() == before
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_pickle_of_another_scikit_learn_is_recognised_and_runs_in_its_own(tmp_path: Path) -> None:
@@ -203,8 +321,10 @@ def test_a_pickle_of_another_scikit_learn_is_recognised_and_runs_in_its_own(tmp_
             "x = np.random.default_rng(0).normal(size=(200, 4))\n"
             "m = LogisticRegression().fit(x, (x.sum(axis=1) > 0).astype(int))\n"
             "joblib.dump(m, sys.argv[1])\n"
+            "print(m.predict_proba([[1.0, 1.0, 1.0, 1.0]])[0, 1])\n"
         )
-        subprocess.run([str(made.python), "-I", "-c", program, str(model)], check=True)
+        command = [str(made.python), "-I", "-c", program, str(model)]
+        expected = float(subprocess.run(command, check=True, capture_output=True).stdout)
         (here,) = push(store, model, Options(name="m", trust=True), who="test")
         assert any(f"made with scikit-learn {older}" in remark for remark in here.remarks)
         lines = tmp_path / "lines.txt"
@@ -215,5 +335,7 @@ def test_a_pickle_of_another_scikit_learn_is_recognised_and_runs_in_its_own(tmp_
         assert not any("made with" in remark for remark in there.remarks)
     with Served("--store", str(tmp_path / "store")) as served:
         body = '{"instances":[[1.0, 1.0, 1.0, 1.0]]}'
-        status, headers, _ = served.ask("POST", "/models/m/predict", body)
+        status, headers, answer = served.ask("POST", "/models/m/predict", body)
         assert (status, headers["muelle-version"]) == (200, str(there.record.version))
+        (told,) = json.loads(answer)["predictions"]
+        assert told["probabilities"]["1"] == pytest.approx(expected)

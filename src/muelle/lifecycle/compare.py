@@ -24,10 +24,13 @@ def compare_answers(
     Floating-point elements agree when |got - expected| <= atol + rtol * |expected|, both are NaN,
     or both are the same infinity; all others when they are equal. The order of tensors does not
     count.
-    `values` False compares names, datatypes and shapes only. Raise ValueError when a tensor's
-    content does not fit its datatype and shape.
+    `values` False compares names, datatypes and shapes only. Raise ValueError when contents differ
+    and one of them does not fit its datatype and shape.
     """
     found = {tensor.name: tensor for tensor in got}
+    if len(found) < len(got):
+        names = [tensor.name for tensor in got]
+        return f"output {max(names, key=names.count)!r} was given twice"
     for want in expected:
         have = found.pop(want.name, None)
         if have is None:

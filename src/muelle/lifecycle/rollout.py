@@ -122,15 +122,30 @@ class Rollout:
                 "compared answers",
             ),
         ):
-            if limit is not None and bad > limit * max(of, spec.min_requests):
+            if limit is not None and _is_over(bad, limit * max(of, spec.min_requests)):
                 rate = 100 * bad / max(of, 1)
-                return f"{name} {rate:.3g} % over {100 * limit:.3g} % ({bad} of {of} {noun})"
+                return (
+                    f"{name} {_figure(rate)} % over {_figure(100 * limit)} % ({bad} of {of} {noun})"
+                )
         limit_ms = spec.max_p99_ms
         if limit_ms is not None and observed.requests >= spec.min_requests:
             p99_ms = 1e3 * observed.p99_s
             if p99_ms > limit_ms:
-                return f"p99 {p99_ms:.3g} ms over {limit_ms:.3g} ms ({observed.requests} requests)"
+                return (
+                    f"p99 {_figure(p99_ms)} ms over {_figure(limit_ms)} ms "
+                    f"({observed.requests} requests)"
+                )
         return ""
+
+
+def _is_over(count: int, limit: float) -> bool:
+    """Whether a count is over a product that may have been rounded down: 0.29 * 100 < 29."""
+    return count > limit and not math.isclose(count, limit, rel_tol=1e-9)
+
+
+def _figure(value: float) -> str:
+    """Return three digits, or all before the point: never an exponent where people read."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def check(spec: StartRollout) -> None:

@@ -8,10 +8,11 @@ Looks at all models at once, for they share one memory. The rules, in this order
 2. What is not required stays warm for `keep_warm_s` after its last use (a rollback is instant
    then) and goes after that. Under the resource-preserving policy it goes at once, and while it is
    still going nothing of that model is loaded: such models fit only once.
-3. Where memory is limited, a load that does not fit takes the room of versions that are not
-   required, least recently used first; with on-demand loading also of required ones that idle.
-   Never of one that is loading or that somebody waits for. The same when loaded versions have
-   outgrown the limit.
+3. Where memory is limited, loads claim room in turn, and what is claimed is nobody else's, also
+   while it is still being given back. A load that does not fit takes the room of versions that
+   are not required, least recently used first; with on-demand loading also of required ones that
+   idle. Never of one that is loading or that somebody waits for. The same when loaded versions
+   have outgrown the limit.
 4. What does not fit even so is refused, with the figures. What has failed is not tried again, until
    it was unloaded (whoever asks for it again does that).
 """
@@ -150,7 +151,8 @@ class _Plan:
         self._leaving_models = {model for model, _ in leaving}
         self._left_bytes = leaving_bytes
         self._actions: list[Action] = []
-        self._gone: set[Key] = set()
+        self._gone = {key for key, one in actual.items() if one.state == "unloading"}
+        self._claimed = 0
         self._until: list[float] = []
         self._used = leaving_bytes + sum(self._need(key) for key in actual)
 
@@ -202,11 +204,9 @@ class _Plan:
                 return  # The end of a load plans again.
             if self._policy.kind == "resource" and self._must_wait(key[0]):
                 continue
-            if not self._make_room(key):
-                continue
-            self._actions.append(Load(key))
-            self._used += self._need(key)
-            running += 1
+            if self._make_room(key):
+                self._actions.append(Load(key))
+                running += 1
 
     def _must_wait(self, model: str) -> bool:
         """Whether a version of the model is still on its way out."""
@@ -214,13 +214,15 @@ class _Plan:
         return model in self._leaving_models or model in going
 
     def _make_room(self, key: Key) -> bool:
-        """Whether a version can be loaded now. Unloads what must make room first."""
+        """Claim room for a version; return whether it is there now. Unloads what must make it."""
         limit = self._policy.memory_limit_bytes
         need = self._need(key)
-        if not limit or self._used + need <= limit:
+        used = self._used + self._claimed
+        if not limit or used + need <= limit:
+            self._claimed += need
             return True
         victims = []
-        free = limit - self._used + self._left_bytes + self._going_bytes()
+        free = limit - used + self._left_bytes + self._going_bytes()
         for victim in self._candidates():
             if free >= need:
                 break
@@ -239,7 +241,9 @@ class _Plan:
             return False
         for victim in victims:
             self._unload(victim, "its memory is needed")
-        # It is loaded once the room is really there: when the last of them has ended.
+        # It is loaded once the room is really there: when the last of them has ended. Until then
+        # nobody smaller slips into it.
+        self._claimed += need
         return False
 
     def _candidates(self) -> list[Key]:
@@ -254,9 +258,9 @@ class _Plan:
         return [key for _, _, key in sorted(found)]
 
     def _fixed(self) -> int:
-        """Memory that nobody can be made to give."""
+        """Memory that nobody can be made to give, and what was claimed before."""
         free = set(self._candidates()) | self._gone
-        return sum(self._need(key) for key in self._actual if key not in free)
+        return self._claimed + sum(self._need(key) for key in self._actual if key not in free)
 
     def _going_bytes(self) -> int:
         return sum(self._need(key) for key in self._gone)

@@ -31,7 +31,11 @@ from muelle.repository.environments import READY, environment_folder, find_envir
 WORKER_NEEDS = ("msgspec", "numpy", "orjson")
 """What a worker itself imports, beside its runtime's libraries."""
 
+_MAX_FILE_BYTES = 1024 * 1024
 _HASH = re.compile(r"\s--hash=(sha256|sha384|sha512):([0-9a-f]+)")
+_BROKEN_VALUES = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""How PyYAML fails on values that are not of the form that they claim."""
+
 _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
@@ -58,10 +62,7 @@ def read_requirements(path: Path) -> tuple[str, ...]:
     Only names with versions, extras, markers and hashes: options, addresses, paths and editable
     installs would fetch and run what nobody looked at. Raise ArtifactError with file and line.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"{path.name}: cannot be read: {exc}") from exc
+    text = _text(path)
     if path.suffix.lower() in (".yaml", ".yml"):
         return tuple(_normal(line, path.name) for line in _from_conda(text, path.name))
     joined = re.sub(r"\\\r?\n", " ", text)
@@ -92,7 +93,8 @@ def build_environment(
     `wheels` is a folder to install from, without any index. `progress` gets pip's lines. Two
     builders at once make one environment; one that was cut off is made anew. Raise ArtifactError.
     """
-    lines = tuple(requirements)
+    # Also what a record from elsewhere says: it was written by whoever exported it.
+    lines = tuple(_normal(line, "requirements") for line in requirements)
     digest = environment_digest(lines)
     folder = environment_folder(root, digest)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,6 +119,17 @@ def installed(root: Path, digest: str) -> dict[str, str]:
 # --- reading ---
 
 
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(_MAX_FILE_BYTES + 1)
+        if len(raw) > _MAX_FILE_BYTES:
+            raise ArtifactError(f"{path.name}: larger than {_MAX_FILE_BYTES} bytes")
+        return raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"{path.name}: cannot be read: {exc}") from exc
+
+
 def _normal(line: str, where: str) -> str:
     """Return a requirement in one way of writing, hashes sorted behind it."""
     from packaging.requirements import InvalidRequirement, Requirement
@@ -130,7 +143,8 @@ def _normal(line: str, where: str) -> str:
     hashes = sorted(f"--hash={kind}:{value}" for kind, value in _HASH.findall(f" {line}"))
     try:
         wanted = Requirement(_HASH.sub("", f" {line}").strip())
-    except InvalidRequirement as exc:
+        marker = f" ; {wanted.marker}" if wanted.marker is not None else ""
+    except (InvalidRequirement, ValueError, RecursionError) as exc:
         raise ArtifactError(
             f"{where}: {line[:80]!r} is no requirement such as name==1.2: "
             f"{str(exc).splitlines()[0]}"
@@ -138,8 +152,11 @@ def _normal(line: str, where: str) -> str:
     if wanted.url is not None:
         raise ArtifactError(f"{where}: {wanted.name}: an address is not taken; name a version")
     extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
-    marker = f" ; {wanted.marker}" if wanted.marker is not None else ""
     text = f"{canonicalize_name(wanted.name)}{extras}{wanted.specifier}{marker}"
+    if not text.isprintable() or "${" in text:
+        # A marker's text may spell a line break as \n, behind which pip would read options; and pip
+        # puts the values of environment variables in.
+        raise ArtifactError(f"{where}: {line[:80]!r}: control characters and ${{…}} are not taken")
     return " ".join([text, *hashes])
 
 
@@ -151,13 +168,19 @@ def _from_conda(text: str, where: str) -> list[str]:
             f"{where}: reading it needs PyYAML: pip install 'muelle[mlflow]'"
         ) from None
     try:
+        # Aliases make a small text large; nothing that writes these files uses them.
+        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ArtifactError(f"{where}: aliases (*name) are not read")
         found: Any = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise ArtifactError(f"{where}: not YAML: {str(exc).splitlines()[0]}") from exc
-    entries = found.get("dependencies", []) if isinstance(found, dict) else []
-    return [
-        str(line) for entry in entries if isinstance(entry, dict) for line in entry.get("pip") or []
-    ]
+    except (yaml.YAMLError, *_BROKEN_VALUES) as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ArtifactError(f"{where}: not plain YAML: {reason}") from exc
+    entries = found.get("dependencies") if isinstance(found, dict) else None
+    mappings = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else None
+    pips = None if mappings is None else [e["pip"] for e in mappings if "pip" in e]
+    if pips is None or not all(isinstance(lines, list) for lines in pips):
+        raise ArtifactError(f"{where}: dependencies, and pip below it, must be lists")
+    return [str(line) for lines in pips for line in lines]
 
 
 # --- building ---
@@ -170,9 +193,8 @@ def _build(
     # Without pip inside: ours installs from outside, which is faster and keeps it small.
     _run([sys.executable, "-I", "-m", "venv", "--without-pip", str(folder)], progress, "")
     hashed = [line for line in lines if "--hash=" in line]
-    named = {re.split(r"[^a-z0-9-]", line)[0] for line in lines}
-    needs = [name for name in WORKER_NEEDS if name not in named]
-    plain = [*(line for line in lines if "--hash=" not in line), *needs]
+    # Named again where a line pins them: that line's marker may not hold here.
+    plain = [*(line for line in lines if "--hash=" not in line), *WORKER_NEEDS]
     if hashed and len(hashed) < len(lines):
         raise ArtifactError("requirements: give hashes for all lines, or for none")
     for part, options in ((hashed, ["--require-hashes"]), (plain, [])):
@@ -180,6 +202,11 @@ def _build(
             _install(python, folder, part, [*options, *_source(wheels)], progress, wheels)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     found = {d.name: d.version for d in metadata.distributions(path=[str(site)])}
+    if missing := [name for name in WORKER_NEEDS if name not in found]:
+        raise ArtifactError(
+            f"pip has put {', '.join(missing)} elsewhere than into the environment; look for "
+            "target, prefix, root or user in its configuration (pip config list)"
+        )
     ready = _Ready(lines, platform.python_version(), dict(sorted(found.items())))
     _write_durably(folder / READY, msgspec.json.encode(ready))
     return python

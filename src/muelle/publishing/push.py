@@ -153,7 +153,7 @@ class _Push:
         # MLflow names itself in every folder that it saves; few of them are loaded by it.
         needed = found.runtime.modules_by_format.get(found.format.name, found.runtime.modules)
         ignored = () if "mlflow" in needed else ("mlflow", "mlflow-skinny")
-        around = environments.choose(options.requirements, beside, ignored)
+        around = environments.choose(options.requirements, beside, ignored, trusted=options.trust)
         self._remarks += around.remarks
         if not around.environment:
             missing = missing_libraries(found.runtime, found.format)

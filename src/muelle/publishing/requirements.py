@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from muelle.core.errors import ArtifactError
+
 _ALSO = {
     "mlflow": ("mlflow-skinny",),
     "onnxruntime": ("onnxruntime-gpu",),
@@ -42,18 +44,33 @@ class Environments:
         self._root, self._wheels, self._progress = root, wheels, progress
 
     def choose(
-        self, asked: Path | None, beside: Path | None, ignored: Collection[str] = ()
+        self,
+        asked: Path | None,
+        beside: Path | None,
+        ignored: Collection[str] = (),
+        *,
+        trusted: bool,
     ) -> Surroundings:
         """Return where the version runs. Raise ArtifactError when its environment cannot be built.
 
         What was asked for by name is always built. Requirements that lie beside the artifact are
         built only when this environment does not meet them; `ignored` distributions do not count.
+        They came with the model, and a wheel can hold code that runs when an interpreter starts: so
+        they need the same trust as a format that runs code.
         """
         if asked is not None:
             return self.build(_read(asked))
         if beside is not None:
             lines = _read(beside)
-            if missing := unmet(lines, ignored):
+            missing = unmet(lines, ignored)
+            if missing and not trusted:
+                raise ArtifactError(
+                    f"{beside.name} beside the model asks for what is not here "
+                    f"({'; '.join(missing[:3])}); the libraries that it names would run their "
+                    "code: if you trust where it comes from, add --trust; else name your own with "
+                    "--requirements FILE, or load it with what is here: --no-environment"
+                )
+            if missing:
                 remark = f"it gets an environment of its own: {'; '.join(missing[:5])}"
                 return self.build(lines, (remark,))
         return Surroundings(python_version=platform.python_version())

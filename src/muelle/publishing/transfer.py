@@ -147,6 +147,11 @@ class _Incoming:
                 "trust where it comes from, pull it with --trust"
             )
         environment = ""
+        if record.environment and not self._trust:
+            raise ArtifactError(
+                f"{record.model}: it comes with requirements, and the libraries that they name "
+                "would run their code; if you trust where it comes from, pull it with --trust"
+            )
         if record.environment:
             environments = Environments(
                 self._store.folder / "environments",

@@ -18,6 +18,7 @@ _POINT_BITS = 52
 def parse_weights(text: str) -> dict[str, float]:
     """Read `stable=95,canary=5`. Raise BadRequest, which says what is wrong."""
     weights: dict[str, float] = {}
+    n_percent = 0
     for part in text.split(","):
         target, sign, number = (piece.strip() for piece in part.partition("="))
         if not target or not sign:
@@ -26,10 +27,14 @@ def parse_weights(text: str) -> dict[str, float]:
             )
         if target in weights:
             raise BadRequest(f"{target}: it has two shares; keep one")
+        n_percent += number.endswith("%")
         try:
             weights[target] = float(number.removesuffix("%"))
         except ValueError:
             raise BadRequest(f"{target}: its share {number!r} is not a number") from None
+    if 0 < n_percent < len(weights):
+        # stable=0.95,canary=5% would give the canary 84 percent.
+        raise BadRequest(f"{text!r}: write % behind every share, or behind none")
     check_weights(weights)
     return weights
 
@@ -40,7 +45,9 @@ def check_weights(weights: Mapping[str, float]) -> None:
         if not math.isfinite(weight) or weight < 0:
             raise BadRequest(f"{target}: its share {weight} is not a number of at least 0")
     total = sum(weights.values())
-    if not total > 0 or not math.isfinite(total):
+    if not math.isfinite(total):
+        raise BadRequest("the shares add up to more than a number can hold; write smaller ones")
+    if not total > 0:
         raise BadRequest("the shares add up to nothing; one of them must be above 0")
 
 

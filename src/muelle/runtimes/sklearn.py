@@ -18,7 +18,7 @@ from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.core.signature import Role, Signature, TensorSpec
 from muelle.runtimes.formats import HEAD_BYTES, is_pickle, is_skops
 from muelle.runtimes.interface import Arrays, Format, LoadOptions, Runtime
-from muelle.runtimes.libraries import library
+from muelle.runtimes.libraries import is_installed, library
 from muelle.runtimes.sklearn_inputs import Findings, look_at, needs_frame, nested
 from muelle.runtimes.tables import (
     Array,
@@ -93,7 +93,7 @@ _KNOWN_TYPES = frozenset(
 
 MAX_SEARCHED_BYTES = 64 * 1024 * 1024
 _VERSION_IN_PICKLE = re.compile(
-    rb"_sklearn_version.{0,8}?(\d+\.\d+(?:\.\d+)?(?:rc\d+)?)", re.DOTALL
+    rb"_sklearn_version.{0,12}?(\d+\.\d+(?:\.\d+)?(?:rc\d+)?)", re.DOTALL
 )
 
 # Classifiers whose `predict` is, in their source, the class of the largest `predict_proba`. Asking
@@ -175,18 +175,26 @@ def _read_pickle(path: Path) -> Any:
         return joblib.load(path)
     except ModuleNotFoundError as exc:
         name = (exc.name or "a module").split(".")[0]
-        raise MissingLibrary(
-            f"{path.name}: it was made with {name}, which is not installed: pip install {name}"
-        ) from exc
-    except (Exception, SystemExit) as exc:
-        other = _other_version(_version_in(path)).get("made_with", "")
-        if other:
-            needs = other.replace(" ", "==")
-            raise ArtifactError(
-                f"{path.name}: it was saved by {other}, which this one cannot read "
-                f"({type(exc).__name__}); push it with --requirements FILE, where FILE says {needs}"
+        if not is_installed(name):
+            raise MissingLibrary(
+                f"{path.name}: it was made with {name}, which is not installed: pip install {name}"
             ) from exc
-        raise _unreadable(path, exc) from exc
+        # The library is here, but not the module that it had in the version of then.
+        raise _unreadable_pickle(path, exc) from exc
+    except (Exception, SystemExit) as exc:
+        raise _unreadable_pickle(path, exc) from exc
+
+
+def _unreadable_pickle(path: Path, exc: BaseException) -> ArtifactError:
+    """Say why, by the version that it was saved with where that is another one."""
+    other = _other_version(_version_in(path)).get("made_with", "")
+    if not other:
+        return _unreadable(path, exc)
+    reason = f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}"
+    return ArtifactError(
+        f"{path.name}: it was saved by {other}, which this one cannot read ({reason}); push it "
+        f"with --requirements FILE, where FILE says {other.replace(' ', '==')}"
+    )
 
 
 def _version_in(path: Path) -> str:

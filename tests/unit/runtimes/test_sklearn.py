@@ -207,3 +207,80 @@ def test_what_needed_no_trust_is_never_unpickled(name: str, runs: bool, tmp_path
 
     assert format.runs_code is runs
     assert canary.exists() is runs
+
+
+# --- saved by another scikit-learn ---
+
+
+def saved_by(version: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Return a pickle whose state says that it was saved by this version."""
+    from sklearn.linear_model import LinearRegression
+
+    model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+    with monkeypatch.context() as patched:
+        patched.setattr("sklearn.base.__version__", version)
+        return pickle.dumps(model)
+
+
+def load_bytes(raw: bytes, tmp_path: Path) -> Any:
+    """Load a pickle as a worker would."""
+    path = tmp_path / "model.pkl"
+    path.write_bytes(raw)
+    return RUNTIME.load(path, LoadOptions())
+
+
+def test_a_pickle_of_another_version_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads, and tells both versions and the line that would give it its own."""
+    import sklearn
+
+    info = load_bytes(saved_by("1.2.2", monkeypatch), tmp_path).info
+
+    assert info["made_with"] == "scikit-learn 1.2.2"
+    assert sklearn.__version__ in info["warning"]
+    assert "scikit-learn==1.2.2" in info["warning"]
+    same = load_bytes(saved_by(sklearn.__version__, monkeypatch), tmp_path).info
+    assert not {"made_with", "warning", "warnings"} & set(same)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(b"LinearRegression", b"LinearRegressioX", id="class"),
+        pytest.param(b"sklearn.linear_model._base", b"sklearn.linear_model._basX", id="module"),
+    ],
+)
+def test_a_pickle_of_another_version_that_cannot_be_read_says_so(
+    old: bytes, new: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class or module that has gone since is not a library that is missing: nobody is told to
+    install what is there. The same file of this very version blames no version."""
+    import sklearn
+
+    raw = saved_by("1.2.2", monkeypatch)
+    assert old in raw
+    with pytest.raises(ArtifactError, match=r"saved by scikit-learn 1\.2\.2.*scikit-learn==1\.2"):
+        load_bytes(raw.replace(old, new), tmp_path)
+    here = saved_by(sklearn.__version__, monkeypatch)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_bytes(here.replace(old, new), tmp_path)
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_the_version_is_found_in_every_kind_of_pickle(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older Pythons wrote older protocols, whose marks between two texts are longer."""
+    from sklearn.linear_model import LinearRegression
+
+    # More than 255 marks before it: the long form.
+    model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+    model.a_notes = [f"note {i}" for i in range(300)]
+    monkeypatch.setattr("sklearn.base.__version__", "1.2.2")
+    raw = pickle.dumps(model, protocol).replace(
+        b"sklearn.linear_model._base", b"sklearn.gone.then_________"
+    )
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match=r"scikit-learn 1\.2\.2"):
+        load_bytes(raw, tmp_path)
