@@ -51,7 +51,8 @@ def compare_answers(
 def max_difference(expected: StoredTensor, got: StoredTensor) -> float | None:
     """Return the largest absolute difference of two numeric tensors of one shape; else None.
 
-    NaN beside NaN counts as none, NaN beside a number as infinity.
+    NaN beside NaN counts as none, NaN beside a number as infinity. Computed in doubles: integers
+    beyond 2**53 may look equal that are not.
     """
     if tuple(expected.shape) != tuple(got.shape) or "BYTES" in (expected.datatype, got.datatype):
         return None
@@ -60,7 +61,7 @@ def max_difference(expected: StoredTensor, got: StoredTensor) -> float | None:
         return 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(a - b)
-    difference[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+    difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, difference)
     return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
 
 

@@ -199,3 +199,6 @@ def test_the_largest_difference() -> None:
     assert max_difference(tensor([b"a"], "BYTES"), tensor([b"a"], "BYTES")) is None
     assert max_difference(tensor([1.0]), tensor([1.0, 2.0])) is None
     assert max_difference(tensor([]), tensor([])) == 0.0
+    assert max_difference(tensor(2.0), tensor(1.5)) == 0.5
+    assert max_difference(tensor([3], "INT64"), tensor([-4], "INT64")) == 7.0
+    assert max_difference(tensor([True], "BOOL"), tensor([False], "BOOL")) == 1.0

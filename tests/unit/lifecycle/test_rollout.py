@@ -99,7 +99,7 @@ def test_exactly_at_a_limit_is_within_it(percent: int) -> None:
 
 
 def test_it_counts_from_the_begin_of_the_step() -> None:
-    """What went well at 5 percent excuses nothing at 25, and the reason's figures are the step's."""
+    """What went well at 5 percent excuses nothing at 25; the figures told are the step's."""
     one = rollout()
     assert one.advance(10.0, Observed(requests=10_000)) == SetShare(25)
     action = one.advance(10.1, Observed(requests=20, failures=1))

@@ -282,7 +282,7 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(case=situations())
 def test_no_plan_breaks_a_promise(case: dict[str, Any]) -> None:
     """Whatever the situation: one action a version; nothing required and ready goes unless on

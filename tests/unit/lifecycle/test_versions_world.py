@@ -180,7 +180,7 @@ def test_a_world_settles_with_what_fits_and_stays_still(
     assert stays_still(world, data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), sizes=SIZES)
 def test_on_demand_the_world_stays_still_when_nobody_asks(
     data: st.DataObject, sizes: dict[Key, int]
