@@ -89,6 +89,13 @@ def test_what_differs_is_named(a: StoredTensor, b: StoredTensor, told: str) -> N
     assert compare(a, b).startswith(told)
 
 
+def test_a_tolerance_finer_than_half_floats_counts() -> None:
+    """It is not rounded to the datatype of the answer: 4e-8 would become 6e-8."""
+    zero, least = tensor([0.0], "FP16"), tensor([6e-8], "FP16")
+    assert compare_answers([zero], [least], rtol=0, atol=4e-8)
+    assert compare_answers([zero], [least], rtol=0, atol=7e-8) == ""
+
+
 def test_order_does_not_count_and_extra_outputs_do() -> None:
     """Tensors are matched by name."""
     y, z = tensor([1.0]), tensor([2.0], name="z")

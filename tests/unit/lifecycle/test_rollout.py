@@ -15,7 +15,12 @@ from muelle.lifecycle.rollout import Finish, Observed, RollBack, Rollout, SetSha
 
 def rollout(**more: Any) -> Rollout:
     """Return a rollout of 5, 25 and 100 percent, each watched for 10 s, begun at 0."""
-    spec = {"version": 2, "steps": (5.0, 25.0, 100.0), "watch_s": 10.0, "min_requests": 20}
+    spec: dict[str, Any] = {
+        "version": 2,
+        "steps": (5.0, 25.0, 100.0),
+        "watch_s": 10.0,
+        "min_requests": 20,
+    }
     return Rollout(StartRollout(**(spec | more)), now=0.0)
 
 

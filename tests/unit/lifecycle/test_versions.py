@@ -80,10 +80,7 @@ def decide(
 
 def kinds(actions: list[Action]) -> list[tuple[str, Key] | tuple[str]]:
     """Return what is done to whom."""
-    return [
-        ("Wait",) if isinstance(a, Wait) else (type(a).__name__, a.version)  # type: ignore[misc]
-        for a in actions
-    ]
+    return [("Wait",) if isinstance(a, Wait) else (type(a).__name__, a.version) for a in actions]
 
 
 def test_what_is_wanted_is_loaded() -> None:

@@ -90,6 +90,7 @@ def test_turns_keep_the_shares(weights: dict[str, float], n: int) -> None:
 def test_a_share_of_zero_gets_nothing() -> None:
     """Neither by turn nor by key."""
     split = Split({"1": 1, "2": 0})
+    assert split.shares == {"1": 1.0}
     spread = Spread(split)
     assert {spread.next() for _ in range(50)} == {"1"}
     assert {split.choose(b"%d" % n) for n in range(50)} == {"1"}
