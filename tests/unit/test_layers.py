@@ -36,7 +36,15 @@ ALLOWED: dict[str, set[str]] = {
         "endpoints", "traffic",
     },
     "management": {"core", "config", "telemetry", "inference", "control"},
-    "packaging": {"core", "config", "repository.environments"},
+    "packaging": {"core", "config", "repository", "runtimes"},
+    "apps": {
+        "core", "config", "protocols", "scheduling", "lifecycle", "telemetry", "workers", "client",
+        "inference",
+    },
+    "integrations": {
+        "core", "config", "protocols", "telemetry", "inference", "control", "management", "api",
+        "app_sources", "client",
+    },
     "publishing": {
         "core", "config", "protocols", "lifecycle.compare", "repository", "runtimes",
         "workers.probe", "workers.messages", "packaging",
@@ -45,8 +53,9 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "core", "config", "texts", "protocols.native", "runtimes", "repository", "workers.probe",
         "workers.messages", "routing.weights", "packaging", "publishing", "client",
-        "telemetry.audit", "app",
+        "telemetry.audit", "app", "templates",
     },
+    "healthcheck": set(),
     "client": {"core", "config", "protocols"},
     "testing": {"core", "config", "scheduling", "runtimes", "workers"},
 }  # fmt: skip
