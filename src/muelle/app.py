@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from muelle import __version__
 from muelle.app_admin import Admin
@@ -27,7 +28,7 @@ from muelle.protocols.http import JSON, Answer
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
-from muelle.transport.ports import bind_or_explain
+from muelle.transport.ports import bind_or_explain, bind_unix_or_explain
 from muelle.transport.server import HttpServer
 
 log = logging.getLogger("muelle")
@@ -66,7 +67,7 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     source.read()  # Every cheap reason to stop, before the port is taken.
     for problem in source.problems():
         log.warning("%s", problem)
-    sock = bind_or_explain(config.listen.host, config.listen.port)
+    sock = _bind(config)
     try:
         import uvloop
 
@@ -74,6 +75,14 @@ def serve(config: ServeConfig, listener: Listener) -> int:
             return runner.run(Server(config, source, sock, listener).run())
     finally:
         sock.close()
+        if config.listen.unix_socket:
+            Path(config.listen.unix_socket).unlink(missing_ok=True)
+
+
+def _bind(config: ServeConfig) -> socket.socket:
+    if config.listen.unix_socket:
+        return bind_unix_or_explain(Path(config.listen.unix_socket))
+    return bind_or_explain(config.listen.host, config.listen.port)
 
 
 class Server:
@@ -167,6 +176,8 @@ class Server:
         loop.call_later(2 * WARM_APP_AFTER_S, self.admin.warm)
 
     def _url(self) -> str:
+        if self._sock.family == socket.AF_UNIX:
+            return f"unix:{self._sock.getsockname()}"
         host, port = self._sock.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

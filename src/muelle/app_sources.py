@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muelle.config.sections import ServeConfig
+from muelle.control.shipped import ShippedSource
 from muelle.control.sources import FileSource, StoreSource
 from muelle.control.wanted import Source
 from muelle.core.errors import ArtifactError, ConfigError
 from muelle.core.records import VersionRecord
 from muelle.repository.environments import find_environment
 from muelle.repository.layout import list_artifacts, split_spec
+from muelle.repository.shipped import is_shipped
 from muelle.repository.store import Store, default_store
 from muelle.runtimes.interface import Format, Runtime
 from muelle.runtimes.registry import Registry, missing_libraries, missing_message
@@ -26,6 +28,8 @@ def new_source(config: ServeConfig) -> Source:
     if config.models:
         if config.store and config.select:
             raise ConfigError("name either files or --models of a store, not both")
+        if len(config.models) == 1 and is_shipped(Path(config.models[0]).expanduser()):
+            return _shipped_source(config, Path(config.models[0]).expanduser())
         return _file_source(config)
     folder = Path(config.store).expanduser() if config.store else default_store(os.environ)
     if not config.store and not (folder / "store.db").exists():
@@ -37,7 +41,24 @@ def new_source(config: ServeConfig) -> Source:
 
 
 def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
-    registry = Registry()
+    def find_python(root: Path, digest: str) -> str:
+        python = find_environment(root / "environments", digest)
+        if python is None:
+            raise ArtifactError(
+                f"its environment {digest[:19]}… is not there; push it again on this machine"
+            )
+        return str(python)
+
+    return StoreSource(
+        Store.open(folder),
+        config.select,
+        refuse=_missing_for(Registry()),
+        find_python=find_python,
+    )
+
+
+def _missing_for(registry: Registry) -> Callable[[VersionRecord], str]:
+    """Return what says why a version cannot be loaded with what is installed here."""
 
     def refuse(record: VersionRecord) -> str:
         if record.environment:
@@ -50,15 +71,27 @@ def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
         missing = missing_libraries(runtime, form) if form is not None else []
         return missing_message(runtime, form, missing) if form is not None and missing else ""
 
-    def find_python(root: Path, digest: str) -> str:
-        python = find_environment(root / "environments", digest)
-        if python is None:
-            raise ArtifactError(
-                f"its environment {digest[:19]}… is not there; push it again on this machine"
-            )
-        return str(python)
+    return refuse
 
-    return StoreSource(Store.open(folder), config.select, refuse=refuse, find_python=find_python)
+
+def _shipped_source(config: ServeConfig, folder: Path) -> ShippedSource:
+    registry = Registry()
+    missing = _missing_for(registry)
+
+    def refuse(record: VersionRecord, place: Path) -> str:
+        # The record is only what somebody wrote: what the file is, the file itself says.
+        runtime, form = registry.find_format(place)
+        if (runtime.name, form.name) != (record.runtime, record.format):
+            return f"{place.name}: the record says {record.format}, the file is {form.name}"
+        code = form.runs_code or bool(record.environment)
+        if code and not config.trust:
+            return (
+                f"{record.model} is {form.name}: loading it runs code that came with it; if you "
+                "trust where it comes from, add --trust"
+            )
+        return missing(record)
+
+    return ShippedSource(folder, config.select, refuse=refuse)
 
 
 def _file_source(config: ServeConfig) -> FileSource:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _FORMS: dict[str, tuple[list[str], str]] = {
     "listen.host": (["--host"], "ADDRESS"),
     "listen.port": (["-p", "--port"], "PORT"),
+    "listen.unix_socket": (["--unix-socket"], "PATH"),
     "name": (["--name"], "NAME"),
     "store": (["--store"], "DIR"),
     "select": (["--models", "select"], "NAME[@LABEL],..."),

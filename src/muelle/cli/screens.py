@@ -230,7 +230,11 @@ class ServeScreen:
 
 def curl_line(url: str, body: str) -> str:
     """Return one line for a POSIX shell that posts a JSON body (or `@file`)."""
-    words = ["curl", "-s", url, "-H", "content-type: application/json", "-d", body]
+    socket_path, colon, path = url.removeprefix("unix:").partition("/models/")
+    where = [url]
+    if colon and url.startswith("unix:"):
+        where = ["--unix-socket", socket_path, f"http://localhost/models/{path}"]
+    words = ["curl", "-s", *where, "-H", "content-type: application/json", "-d", body]
     return shlex.join(words)
 
 

@@ -21,6 +21,7 @@ ENV_PREFIX = "MUELLE_"
 ALIASES = {
     "host": "listen.host",
     "port": "listen.port",
+    "unix_socket": "listen.unix_socket",
     "max_batch_size": "batching.max_batch_size",
     "max_delay_ms": "batching.max_delay_ms",
     "max_queue": "batching.max_queue",

@@ -20,6 +20,8 @@ class ListenConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    unix_socket: str = ""
+    """Path of a Unix socket to listen on, in place of host and port."""
 
 
 class LimitsConfig(Section, frozen=True):

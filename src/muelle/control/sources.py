@@ -45,7 +45,7 @@ class StoreSource:
         not be loaded; `find_python` names the interpreter of an environment by its digest."""
         self.store = store
         self.folder = store.folder
-        self._select = _selection(select)
+        self._select = selection(select)
         self._refuse = refuse
         self._find_python = find_python
         self._generation = -1
@@ -155,8 +155,11 @@ class StoreSource:
         return self._records[key]
 
 
-def _selection(select: Sequence[str]) -> dict[str, str]:
-    """Return model -> label ("" for what the route says) of `fraud,churn@canary`."""
+def selection(select: Sequence[str]) -> dict[str, str]:
+    """Return model -> label ("" for what the route says) of `fraud,churn@canary`.
+
+    Raise ConfigError.
+    """
     chosen = {}
     for word in (part.strip() for text in select for part in text.split(",")):
         name, sign, label = word.partition("@")
