@@ -24,6 +24,7 @@ COMMANDS = (
     "serve", "inspect", "predict",
     "push", "list", "show", "diff", "label", "rollback", "route", "rollout",
     "status", "history", "audit", "rm", "gc", "verify", "export", "pull",
+    "build", "lock",
     "demo", "config", "version", "completion",
 )  # fmt: skip
 """In the order of the help. Module `muelle.cli.<name>` holds `command(texts) -> click.Command`."""

@@ -7,6 +7,7 @@ stands in a name or a label is ever read by a shell, or as an instruction.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from muelle import __version__
@@ -19,16 +20,19 @@ from muelle.packaging.images import (
     MODELS,
     PORT,
     USER,
-    ImageName,
     ImagePlan,
     environment_home,
 )
 from muelle.packaging.lock import REQUIREMENTS, WHEELS
+from muelle.packaging.oci import parse_name
 
 PACKAGES = "packages"
 """The stage that installs the wheels; only what it installed goes on."""
 STAMP = "dev.muelle.stage"
 """Label of that stage's image, by which leftovers are found."""
+
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
 def dockerfile(plan: ImagePlan) -> str:
@@ -102,7 +106,11 @@ def _comment(plan: ImagePlan) -> str:
 
 def quoted_base(base: str) -> str:
     """Return a base as FROM takes it: an image's name, nothing else. Raise ConfigError."""
-    return str(ImageName.parse(base))
+    name, at, digest = base.partition("@")
+    if at and not _DIGEST.match(digest):
+        raise ConfigError(f"{base!r}: behind @ stands sha256: and 64 hex digits")
+    parse_name(name)
+    return base
 
 
 def _label(labels: Mapping[str, str]) -> str:

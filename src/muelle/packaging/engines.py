@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from muelle.core.errors import ArtifactError, ConfigError, Unavailable
 from muelle.packaging.dockerfile import STAMP
-from muelle.packaging.images import LAYER_TIME, ImageName
+from muelle.packaging.images import LAYER_TIME
+from muelle.packaging.oci import ImageName
 from muelle.packaging.targets import Target
 from muelle.runtimes.libraries import library
 
@@ -165,7 +166,7 @@ class DockerEngine:
 
     def name_it(self, image: EngineImage, name: ImageName) -> None:
         """Tag it."""
-        repository = str(ImageName(name.host, name.name, ""))
+        repository = _repository(name)
         self._checked(lambda: self._api.tag(image.id, repository, name.tag))
 
     def load(self, archive: Path, name: str) -> None:
@@ -189,7 +190,7 @@ class DockerEngine:
 
     def push(self, name: ImageName, *, insecure: bool, lines: Lines) -> None:
         """`docker push`. Which registries may be spoken to without TLS, the engine decides."""
-        repository = str(ImageName(name.host, name.name, ""))
+        repository = _repository(name)
         for event in self._checked(
             lambda: self._api.push(repository, tag=name.tag, stream=True, decode=True)
         ):
@@ -245,7 +246,7 @@ class ProgramEngine:
         image_file = context.with_name(f"{context.name}.id")
         command = [
             self._program, "build", "--network", "none", "--pull=never", "--format", "docker",
-            "--timestamp", str(LAYER_TIME), "--platform", target.platform, "--force-rm",
+            "--timestamp", str(LAYER_TIME), "--platform", target.platform, "--layers", "--force-rm",
             "--iidfile", str(image_file), "--file", str(context / "Dockerfile"), str(context),
         ]  # fmt: skip
         try:
@@ -303,6 +304,11 @@ class ProgramEngine:
             told = done.stderr.decode("utf-8", "replace").splitlines()
             raise ArtifactError(f"{self.name} {arguments[0]}: {_last_error(told)}")
         return done
+
+
+def _repository(name: ImageName) -> str:
+    """Return an image's name without its tag."""
+    return str(name).removesuffix(f":{name.tag}")
 
 
 class _Stream:

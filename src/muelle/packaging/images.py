@@ -15,6 +15,7 @@ from muelle import __version__
 from muelle.core.errors import ConfigError
 from muelle.core.records import VersionRecord
 from muelle.packaging.lock import Lock
+from muelle.packaging.oci import ImageName
 
 HOME = "/opt/muelle"
 """The virtual environment of the server in the image."""
@@ -28,46 +29,7 @@ LAYER_TIME = 315_532_800
 GRACE_S = 30
 """What `docker stop -t` should allow: a little more than the server's own drain time."""
 
-_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_DOMAIN = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?\.)*[a-zA-Z0-9-]+"
-_HOST = rf"(?:{_DOMAIN}|\[[0-9a-f:]+\])(?::[0-9]{{1,5}})?"
-_REFERENCE = re.compile(
-    rf"(?:(?P<host>{_HOST})/)?(?P<name>{_COMPONENT}(?:/{_COMPONENT})*)"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?\Z"
-)
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageName:
-    """`registry.local:5000/fraud:3`, taken apart."""
-
-    host: str
-    """The registry, "" when none is named."""
-    name: str
-    tag: str
-    digest: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> ImageName:
-        """Read an image's name. Raise ConfigError: nothing else may stand in a Dockerfile."""
-        match = _REFERENCE.match(text) if len(text) <= 255 else None
-        if match is None:
-            raise ConfigError(
-                f"{text!r} cannot be an image's name; write it like registry.local:5000/fraud:3 "
-                "(a-z, 0-9, '.', '_' and '-')"
-            )
-        host, name = match["host"] or "", match["name"]
-        if host and not (set(host) & set(".:[") or host == "localhost"):
-            # `library/python`: without a dot or a port, it is a part of the name.
-            host, name = "", f"{host}/{name}"
-        digest = match["digest"] or ""
-        return cls(host, name, match["tag"] or ("" if digest else "latest"), digest)
-
-    def __str__(self) -> str:
-        host = f"{self.host}/" if self.host else ""
-        tag = f":{self.tag}" if self.tag else ""
-        return f"{host}{self.name}{tag}{f'@{self.digest}' if self.digest else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +102,10 @@ class ImagePlan:
         """Return the labels: what the OCI image specification names, ours, the user's own."""
         records = [part.record for part in self.versions]
         served = " ".join(f"{r.model}:{r.version}" for r in records)
-        title = self.name.name.rpartition("/")[2]
+        title = self.name.path.rpartition("/")[2]
         found = {
             "org.opencontainers.image.title": title,
-            "org.opencontainers.image.version": self.name.tag or __version__,
+            "org.opencontainers.image.version": self.name.tag,
             "org.opencontainers.image.created": rfc3339(self.epoch),
             "org.opencontainers.image.base.name": self.base,
             "dev.muelle.version": __version__,

@@ -12,13 +12,13 @@ from pathlib import Path
 from muelle.core.records import VersionRecord
 from muelle.packaging.images import (
     AppPart,
-    ImageName,
     ImagePlan,
     VersionPart,
     environment_home,
     epoch_of,
 )
 from muelle.packaging.lock import Lock, lock_for, read_environments
+from muelle.packaging.oci import ImageName
 from muelle.packaging.targets import Target
 from muelle.publishing.app_files import AppFiles
 from muelle.repository.shipped import ShippedIndex, index_of, shipped_files
