@@ -186,6 +186,18 @@ class MissingLibrary(ArtifactError):
     """The library that runs a format is not installed. The message names the extra to install."""
 
 
+class ImageError(MuelleError):
+    """An image, a layer or a base cannot be read or written. The message says what to do."""
+
+    code = ErrorCode.UNPROCESSABLE
+
+
+class RegistryError(MuelleError):
+    """An image registry refuses, is away, or does not keep to its protocol."""
+
+    code = ErrorCode.UNAVAILABLE
+
+
 class ConfigError(MuelleError):
     """A setting is wrong. The message says which, where it came from, and what is allowed."""
 
