@@ -229,8 +229,10 @@ def _manifests(
         notes = descriptor.annotations
         own = notes.get(FULL_NAME) or notes.get(REF_NAME) or label
         if descriptor.media_type in MANIFESTS:
-            # Build tools list attestations as images of a platform that nobody has.
-            if descriptor.platform is None or descriptor.platform.os != "unknown":
+            # Build tools list attestations as images of a platform that nobody has; what is
+            # attached to an image (signatures, parts lists) says its type.
+            unknown = descriptor.platform is not None and descriptor.platform.os == "unknown"
+            if not unknown and not descriptor.artifact_type:
                 yield descriptor, own
         elif descriptor.media_type in INDEXES:
             inner = layout.document(descriptor)
