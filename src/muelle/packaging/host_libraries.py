@@ -17,7 +17,12 @@ from muelle.core.errors import ImageError
 
 _PT_INTERP = 3
 _LINE = re.compile(r"\s*(?:(?P<name>\S+) => )?(?P<path>/.+?) \(0x[0-9a-f]+\)")
-_WANTED_BY_WHEELS = ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1")
+_WANTED_BY_WHEELS = (
+    "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libatomic.so.1", "libz.so.1",
+    "libexpat.so.1", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0", "libutil.so.1",
+)  # fmt: skip
+"""What the manylinux rules let a wheel expect of the system (PEP 599 and later), less graphics; and
+OpenMP, which some expect all the same."""
 _LOOKED_UP_BY_LIBC = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 """Opened by name when a host is looked up; the newest libc has them inside."""
 
