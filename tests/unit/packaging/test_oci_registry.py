@@ -149,7 +149,7 @@ def test_an_honest_registry_is_satisfied(tmp_path: Path, play: Play) -> None:
 def test_tricks_are_refused_in_one_line(
     tmp_path: Path, play: Play, tricks: Tricks, reason: str
 ) -> None:
-    """Wherever it leads, only the registry that was named gets anything, and we say what is wrong."""
+    """Only the registry that was named gets anything, and the line says what is wrong."""
     host, _ = play(**tricks)
     with pytest.raises(RegistryError, match=reason) as caught:
         pushed(tmp_path, host, LOGIN)
