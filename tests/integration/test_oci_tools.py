@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,39 @@ def test_an_engine_that_is_away_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("docker")
     with pytest.raises(ImageError, match="the local engine cannot be asked"):
         save_from_engine("x:1", tmp_path / "saved.tar", host=f"unix://{tmp_path}/none.sock")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Dying(BaseHTTPRequestHandler):
+    """An engine that ends in the middle of an image."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Answer what the library asks first; of the image itself send a piece."""
+        told = json.dumps({"ApiVersion": "1.41", "Id": "sha256:0"}).encode()
+        cut = self.path.endswith("/get")
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(1_000_000 if cut else len(told)))
+        self.end_headers()
+        self.wfile.write(b"x" * 1000 if cut else told)
+
+
+def test_an_engine_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    """Half an image is none, and the line blames the engine, not the disk."""
+    pytest.importorskip("docker")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dying) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            host = f"tcp://127.0.0.1:{server.server_port}"
+            with pytest.raises(ImageError, match="the local engine cannot be asked: it broke off"):
+                save_from_engine("x:1", tmp_path / "saved.tar", host=host)
+        finally:
+            server.shutdown()
+            thread.join()
     assert list(tmp_path.iterdir()) == []
 
 
