@@ -45,7 +45,6 @@ class Registry:
         self.host, self.repository = host, repository
         self._login = login
         self._insecure = insecure
-        self._token_hosts = {host.partition(":")[0], *token_hosts}
         self._authorization = ""
         self._client = httpx.Client(
             trust_env=False,
@@ -54,6 +53,7 @@ class Registry:
             headers={"User-Agent": "muelle"},
         )
         self._origin = httpx.URL(f"https://{host}")
+        self._token_hosts = {self._origin.host, *token_hosts}
 
     def close(self) -> None:
         """Close its connections."""
