@@ -62,12 +62,14 @@ def _files(folder: Path) -> dict[str, Path]:
     lines = ignored.read_text("utf-8").splitlines() if ignored.is_file() else []
     own = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     found = {}
-    # Ours come last: no line of a file brings a key back in.
-    for name in sorted(exclude(str(folder), [*own, *NEVER])):
+    # Ours come last: no line of a file brings a key back in. Nor does a store of models travel.
+    stores = [path.parent.relative_to(folder) for path in folder.rglob("store.db")]
+    for name in sorted(exclude(str(folder), [*own, *NEVER, *(s.as_posix() for s in stores)])):
         path = folder / name
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise ArtifactError(f"{path}: a link out of the folder; put the file itself there")
-        if path.is_file():
+        # The library always keeps the ignore file itself.
+        if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
             found[Path(name).as_posix()] = path
     return found
 
