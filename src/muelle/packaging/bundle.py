@@ -25,7 +25,13 @@ from muelle.packaging import bundle_format as form
 from muelle.packaging.bundle_format import BundledVersion
 from muelle.packaging.bundle_read import BLOCK_BYTES, Progress
 
-CODE = ("__main__.py", "bundle_format.py", "bundle_read.py", "bundle_wheels.py")
+CODE = (
+    "__main__.py",
+    "bundle_format.py",
+    "bundle_read.py",
+    "bundle_start.py",
+    "bundle_wheels.py",
+)
 """What makes a bundle a program: `python3 fraud.muelle`. Its own copies of our modules."""
 _SOURCES = {"__main__.py": "install_server.py"}
 

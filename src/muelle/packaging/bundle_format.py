@@ -51,12 +51,19 @@ _PLAIN, _ZIP64 = 20, 45
 _UNIX_FILE = 0o100644 << 16
 
 
-class BundleInvalid(ArtifactError):
+class BundleError(ArtifactError):
+    """Something is wrong with a bundle, or with making a server of it: one line, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BundleInvalid(BundleError):
     """A bundle is cut off, changed, or was never one. `member` is the one at fault, "" for none."""
 
     def __init__(self, message: str, member: str = "") -> None:
         super().__init__(message)
-        self.message = message
         self.member = member
 
 
