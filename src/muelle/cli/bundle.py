@@ -137,10 +137,11 @@ def _signer(key: Path) -> Callable[[str], bytes]:
 
 def _show(cli: Cli, written: WrittenBundle, header: BundleHeader) -> None:
     rows = [(cli.texts(f"bundle.{kind}"), short_size(n)) for kind, n in written.parts.items()]
-    rows.append((cli.texts("build.whole"), short_size(written.size)))
+    rows.append((cli.texts("bundle.whole"), short_size(written.size)))
     cli.show_table((cli.texts("build.part"), cli.texts("build.size")), rows)
     names = ", ".join(f"{v.model}:{v.version}" for v in header.versions)
     cli.show(cli.texts("bundle.done", path=written.path, names=names))
+    cli.show(f"SHA-256 {written.sha256}")
     if header.python:
         where = {"platform": header.platform, "python": header.python}
         cli.show(cli.texts("bundle.install", name=written.path.name, **where))
@@ -151,7 +152,8 @@ def _json(written: WrittenBundle, header: BundleHeader, *, signed: bool) -> dict
     return {
         "path": str(written.path),
         "size": written.size,
-        "index_sha256": written.sha256,
+        "sha256": written.sha256,
+        "index_sha256": written.index_sha256,
         "parts": written.parts,
         "platform": header.platform,
         "python": header.python,

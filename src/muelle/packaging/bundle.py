@@ -57,11 +57,12 @@ class BundleHeader:
 
 @dataclass(frozen=True, slots=True)
 class WrittenBundle:
-    """A bundle that is there. `sha256` is that of its index, `size` that of the file in bytes."""
+    """A bundle that is there. `sha256` is that of the whole file, `size` its bytes."""
 
     path: Path
     size: int
     sha256: str
+    index_sha256: str
     parts: dict[str, int]
     """Kind -> bytes."""
 
@@ -103,7 +104,7 @@ def write_bundle(
     parts: dict[str, int] = {}
     for facts in hashed:
         parts[facts.kind] = parts.get(facts.kind, 0) + facts.size
-    return WrittenBundle(target, size, index.sha256, parts)
+    return WrittenBundle(target, size, archive.sha256, index.sha256, parts)
 
 
 def code_members() -> list[Member]:
@@ -159,6 +160,7 @@ class _Archive:
         self._stream, self._epoch = stream, epoch
         self._at = 0
         self._central: list[bytes] = []
+        self._digest = hashlib.sha256()
 
     def add(
         self,
@@ -184,6 +186,11 @@ class _Archive:
         if left or (sha256 is not None and digest.hexdigest() != sha256):
             raise ArtifactError(f"{name}: it changed while it was read; bundle it when it is done")
 
+    @property
+    def sha256(self) -> str:
+        """Of all that was written."""
+        return self._digest.hexdigest()
+
     def finish(self) -> int:
         """Write the table of contents; return the size of the file."""
         start = self._at
@@ -194,6 +201,7 @@ class _Archive:
 
     def _write(self, block: bytes) -> None:
         self._stream.write(block)
+        self._digest.update(block)
         self._at += len(block)
 
 

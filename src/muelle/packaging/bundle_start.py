@@ -88,6 +88,9 @@ After=network.target
 
 [Service]
 User={user}
+RuntimeDirectory=muelle
+RuntimeDirectoryMode=0700
+Environment=XDG_RUNTIME_DIR=/run/muelle
 WorkingDirectory={folder}
 ExecStart={command}
 Restart=on-failure
@@ -145,18 +148,27 @@ def language_of(env: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a server lies, and where it listens. `home` is its virtual environment."""
+    """Where a server lies, and where it listens. `home` is its virtual environment, to which
+    `<folder>/venv` points; `changed`: whether it has pointed to another until now."""
 
     folder: Path
     home: Path
     host: str
     port: int
+    changed: bool = False
 
     @property
     def command(self) -> list[str]:
-        """What starts it."""
-        python = str(self.home / "bin" / "python")
-        store = str(self.folder / "store")
+        """What starts it, in whatever environment is the newest then."""
+        return self._command(self.folder / "venv")
+
+    @property
+    def own_command(self) -> list[str]:
+        """What starts it in this environment, so that a process tells which it runs in."""
+        return self._command(self.home)
+
+    def _command(self, home: Path) -> list[str]:
+        python, store = str(home / "bin" / "python"), str(self.folder / "store")
         listen = ["--host", self.host, "--port", str(self.port)]
         return [python, "-I", "-m", "muelle", "serve", "--store", store, *listen]
 
@@ -222,7 +234,7 @@ def start(plan: Plan, say: Say, texts: Texts, *, wait_s: float) -> int:
     _refuse_taken(plan)
     with open(log, "ab") as stream:
         process = subprocess.Popen(
-            plan.command,
+            plan.own_command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -238,16 +250,21 @@ def start(plan: Plan, say: Say, texts: Texts, *, wait_s: float) -> int:
 
 
 def running(plan: Plan) -> tuple[int, bool] | None:
-    """Return (process, whether it is of the same environment) of the server that runs here."""
-    try:
-        pid = int((plan.folder / "server.pid").read_text("utf-8"))
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    except (OSError, ValueError):
-        return None
-    # The number may be another process's by now.
-    if "serve" not in words or str(plan.folder / "store") not in words:
-        return None
-    return pid, words[0] == plan.command[0]
+    """Return (process, whether it is of the newest environment) of a server of this folder.
+
+    Whoever started it: this program, `start`, systemd.
+    """
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue
+        if "serve" in words and str(plan.folder / "store") in words:
+            newest = words[0] == plan.own_command[0]
+            return int(entry.name), newest or (words[0] == plan.command[0] and not plan.changed)
+    return None
 
 
 def _wait(plan: Plan, process: subprocess.Popen[bytes], log: Path, wait_s: float) -> None:

@@ -73,7 +73,7 @@ def install(options: Options, say: Say, texts: service.Texts) -> int:
     index = read.verify_bundle(bundle)
     wheels = [Path(entry.name).name for entry in index.of_kind("wheel")]
     refuse_misfit(bundle.name, index, wheels, this_machine())
-    folder = options.folder.absolute()
+    folder = options.folder.resolve()
     try:
         _claim(folder)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -82,8 +82,8 @@ def install(options: Options, say: Say, texts: service.Texts) -> int:
             home = make_environment(bundle, index, folder, say, texts)
             import_versions(bundle, index, folder, home, say, texts)
             # Only now: a server that starts by itself finds the whole.
-            _point(folder / "venv", home.relative_to(folder))
-            plan = service.Plan(folder, home, options.host, options.port)
+            changed = _point(folder / "venv", home.relative_to(folder))
+            plan = service.Plan(folder, home, options.host, options.port, changed)
             service.write_files(plan)
         finally:
             os.close(lock)
@@ -165,7 +165,8 @@ def glibc_of(wheel: str) -> tuple[int, int]:
     platforms = wheel.removesuffix(".whl").rpartition("-")[2]
     found = []
     for tag in platforms.split("."):
-        if match := _GLIBC.match(tag):
+        match = _GLIBC.match(tag)
+        if match is not None:  # No `:=`: an old Python must be able to read this file.
             found.append((int(match[1]), int(match[2])))
         for old, numbers in _OLD_GLIBC.items():
             if tag.startswith(f"{old}_"):
@@ -252,12 +253,22 @@ def import_versions(
     _run([*command, "--store", str(folder / "store"), "--labels", "--trust"])
 
 
-def _point(link: Path, target: Path) -> None:
-    """Let a link name its target, at once."""
+def _point(link: Path, target: Path) -> bool:
+    """Let a link name its target, at once; return whether it named another.
+
+    The environment that it named may be in use and stays; those before it go.
+    """
+    earlier = os.readlink(link) if link.is_symlink() else ""
+    if earlier == str(target):
+        return False
     part = link.with_name(f".{link.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
     part.symlink_to(target)
     os.replace(part, link)
+    for other in (link.parent / target).parent.iterdir():
+        if other.name not in (target.name, Path(earlier).name):
+            _remove(other)
+    return bool(earlier)
 
 
 def _remove(folder: Path) -> None:
