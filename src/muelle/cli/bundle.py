@@ -100,14 +100,14 @@ def _extras(
     from muelle.core.errors import ConfigError
     from muelle.publishing.bundles import Extras
 
-    if no_wheels and (wheels and lock):
+    if no_wheels and (wheels or lock):
         raise ConfigError("--no-wheels: there is nothing to take from --wheels or --lock")
     if image is not None:
         from muelle.packaging.oci import verify_layout
 
         verify_layout(image)
     locked = None if no_wheels else _lock(cli, chosen, steps, platform, python, lock or wheels)
-    return Extras(lock=locked, image=image, deploy=deploy, sbom=_sbom(cli, chosen, locked))
+    return Extras(lock=locked, image=image, deploy=deploy)
 
 
 def _lock(
@@ -121,18 +121,19 @@ def _lock(
     return lock_chosen(chosen, target, wheels=wheels, env=cli.env, progress=steps.phase)
 
 
-def _sbom(cli: Cli, chosen: Chosen, lock: Lock | None) -> bytes | None:
-    """Return the list of parts."""
-    return None
-
-
 def _signer(key: Path) -> Callable[[str], bytes]:
     """Return what signs the index, of which it gets the SHA-256."""
     from muelle.packaging.bundle_format import INDEX
-    from muelle.packaging.signing import load_private, sign_files
+    from muelle.runtimes.libraries import library
 
-    private = load_private(key)
-    return lambda sha256: sign_files([(INDEX, sha256)], private, name="bundle")
+    signing = library("muelle.packaging.signing", "sign")
+    private = signing.load_private(key)
+
+    def sign(sha256: str) -> bytes:
+        signature: bytes = signing.sign_files([(INDEX, sha256)], private, name="bundle")
+        return signature
+
+    return sign
 
 
 def _show(cli: Cli, written: WrittenBundle, header: BundleHeader) -> None:

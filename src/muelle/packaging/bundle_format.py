@@ -37,6 +37,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _PART = re.compile(r"[A-Za-z0-9._+!=@~,-]{1,255}\Z")
+_KIND = re.compile(f"({'|'.join(sorted(KINDS))})\\Z")
+_NAME = re.compile(r"[^\x00-\x1f]*\Z")
 _PYTHON = re.compile(r"(3\.[0-9]{1,3})?\Z")
 _PLATFORM = re.compile(r"([a-z0-9]+/[a-z0-9_]+)?\Z")
 
@@ -252,7 +254,9 @@ def _check_index(index: BundleIndex) -> None:
             raise BundleInvalid(f"{entry.name}: not where a wheel must be", entry.name)
 
 
-def _version(one: dict[str, Any]) -> BundledVersion:
+def _version(one: Any) -> BundledVersion:
+    if not isinstance(one, dict):
+        raise ValueError("a version that is no object")
     labels = _list(one, "labels")
     if not all(isinstance(label, str) and _MODEL.match(label) for label in labels):
         raise ValueError("labels")
@@ -264,15 +268,13 @@ def _version(one: dict[str, Any]) -> BundledVersion:
     )
 
 
-def _member(one: dict[str, Any]) -> Entry:
-    kind = one["kind"]
-    if kind not in KINDS:
-        raise ValueError(f"kind {str(kind)[:40]!r}")
-    name = one["name"]
-    if not isinstance(name, str):
-        raise ValueError("a name that is no text")
+def _member(one: Any) -> Entry:
+    if not isinstance(one, dict):
+        raise ValueError("a member that is no object")
+    kind = _text(one, "kind", _KIND)
     size = _number(one, "size", 2**62)
-    return Entry(checked_name(name), size, _text(one, "sha256", _SHA256), kind)
+    name = checked_name(_text(one, "name", _NAME))
+    return Entry(name, size, _text(one, "sha256", _SHA256), kind)
 
 
 def _text(found: dict[str, Any], key: str, form: re.Pattern[str]) -> str:

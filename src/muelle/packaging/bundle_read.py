@@ -62,13 +62,17 @@ def extract(path: Path, index: form.BundleIndex, names: Iterable[str], folder: P
     Nothing that is there is written over, nor written through a link: use a folder of your own.
     """
     for name in names:
-        entry = index.find(name)
-        target = folder / name
+        target = folder / index.find(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(target, flags, 0o644), "wb") as stream:
-            for block in _checked(path, index, entry):
-                stream.write(block)
+            copy_member(path, index, name, stream)
+
+
+def copy_member(path: Path, index: form.BundleIndex, name: str, stream: BinaryIO) -> None:
+    """Write a member's content into a stream, hashed again. Raise BundleInvalid, OSError."""
+    for block in _checked(path, index, index.find(name)):
+        stream.write(block)
 
 
 def _checked(path: Path, index: form.BundleIndex, entry: form.Entry) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from muelle.core.records import STABLE, StoredFile, VersionRecord
 from muelle.packaging.bundle import BundleHeader, Member, code_members
 from muelle.packaging.bundle_docs import documents, readme
 from muelle.packaging.bundle_format import BundledVersion, BundleIndex, Entry
-from muelle.packaging.bundle_read import extract, open_member, read_member
+from muelle.packaging.bundle_read import copy_member, open_member, read_member
 from muelle.packaging.lock import LOCK, REQUIREMENTS, WHEELS, Lock
 from muelle.publishing.transfer import Incoming, within
 from muelle.repository.store import Store
@@ -277,25 +277,18 @@ def _keep_wheels(
     if not any(record.environment for record in records):
         return None
     folder = store.folder / WHEELS
-    for entry in index.of_kind("wheel"):
-        target = folder / Path(entry.name).name
-        if target.is_file() and target.stat().st_size == entry.size:
-            continue
-        # Unpacked under another name: what has a wheel's name is whole.
-        work = folder / f".{entry.sha256[:32]}.{os.getpid()}"
-        try:
-            extract(path, index, [entry.name], work)
-            with open(work / entry.name, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(work / entry.name, target)
-        except OSError as exc:
-            raise StoreError(f"{target.name}: cannot be written: {exc.strerror}") from exc
-        finally:
-            _remove_tree(work)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for entry in index.of_kind("wheel"):
+            target = folder / Path(entry.name).name
+            if not target.is_file() or target.stat().st_size != entry.size:
+                # Under another name first: what has a wheel's name is whole.
+                part = store.folder / "incoming" / f"{entry.sha256[:32]}.{os.getpid()}"
+                with open(part, "wb") as stream:
+                    copy_member(path, index, entry.name, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(part, target)
+    except OSError as exc:
+        raise StoreError(f"{exc.filename or folder}: cannot be written: {exc.strerror}") from exc
     return folder
-
-
-def _remove_tree(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
