@@ -27,6 +27,7 @@ else:  # In a bundle they lie side by side.
 
 Say = Callable[[str], None]
 _POLL_S = 0.2
+_PLAIN = re.compile(r"[A-Za-z0-9_/.:=+-]+")
 _OURS = re.compile(r"(MUELLE|PYTHON|PIP|VIRTUAL_ENV)")
 
 _EN = {
@@ -209,7 +210,7 @@ def unit(plan: Plan, user: str) -> str:
         folder_text=_specifiers(str(plan.folder)),
         user=user,
         folder=_specifiers(str(plan.folder)),
-        command=" ".join(_quoted(word) for word in plan.command),
+        command=_exec_start(plan),
         store=_quoted(str(plan.folder / "store")),
     )
 
@@ -336,14 +337,23 @@ def _user(folder: Path) -> str:
         return str(owner)
 
 
+def _exec_start(plan: Plan) -> str:
+    """Return the command line as systemd reads it back."""
+    words = plan.command
+    if not _PLAIN.fullmatch(words[0]):
+        # The name of a program may hold no quotes or spaces there; an argument may.
+        words = ["/bin/sh", str(plan.folder / "start")]
+    return " ".join(_quoted(word).replace("$", "$$") for word in words)
+
+
 def _specifiers(text: str) -> str:
     """Return a path as systemd reads it back: % begins a specifier."""
     return text.replace("%", "%%")
 
 
 def _quoted(word: str) -> str:
-    """Return one word of a systemd command line, whatever is in it."""
-    if re.fullmatch(r"[A-Za-z0-9_/.:=+-]+", word):
+    """Return one word of a list, whatever is in it."""
+    if _PLAIN.fullmatch(word):
         return word
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("%", "%%")
-    return f'"{escaped}"'
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{_specifiers(escaped)}"'
