@@ -228,10 +228,9 @@ def _tags(found: metadata.Distribution) -> tuple[str, ...]:
     tags = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Tag:")]
     if found.name == "muelle" or not tags:
         return ("py3-none-any",)
-    # Several platform tags stand for one file name: `cp311-cp311-manylinux_2_27.manylinux_2_28`.
-    first = tags[0].rsplit("-", 1)[0]
-    platforms = ".".join(sorted(t.rsplit("-", 1)[1] for t in tags if t.startswith(f"{first}-")))
-    return (f"{first}-{platforms}", *tags)
+    # Several tags stand for one file name: `py2.py3-none-any`, `cp311-cp311-linux_1.linux_2`.
+    parts = zip(*(tag.split("-") for tag in tags), strict=True)
+    return ("-".join(".".join(sorted(set(part))) for part in parts), *tags)
 
 
 def _file_name(name: str) -> str:
