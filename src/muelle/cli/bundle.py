@@ -71,8 +71,8 @@ def run(
     with Steps(cli) as steps, chosen_models(cli, models, store, trust=trust, steps=steps) as chosen:
         assert chosen.store is not None
         signer = _signer(sign) if sign is not None else None
-        extras = _extras(cli, chosen, steps, **given)
         epoch = epoch_of(chosen.records, cli.env)
+        extras = _extras(cli, chosen, steps, epoch=epoch, **given)
         members, header = gather(chosen.store, chosen.records, extras, epoch=epoch)
         target = output or Path(f"{chosen.records[0].model}.muelle")
         steps.phase("bundling", 0, 0)
@@ -95,10 +95,12 @@ def _extras(
     no_wheels: bool,
     image: Path | None,
     deploy: Path | None,
+    epoch: int,
 ) -> Extras:
     """Return what goes in beside the versions. What is wrong is found before wheels are fetched."""
     from muelle.core.errors import ConfigError
     from muelle.publishing.bundles import Extras
+    from muelle.publishing.images import sbom_of
 
     if no_wheels and (wheels or lock):
         raise ConfigError("--no-wheels: there is nothing to take from --wheels or --lock")
@@ -107,7 +109,23 @@ def _extras(
 
         verify_layout(image)
     locked = None if no_wheels else _lock(cli, chosen, steps, platform, python, lock or wheels)
-    return Extras(lock=locked, image=image, deploy=deploy)
+    name = f"{chosen.records[0].model}.muelle"
+    sbom = sbom_of(chosen, locked, name=name, epoch=epoch)
+    return Extras(
+        lock=locked, image=image, deploy=deploy, sbom=sbom, signatures=_signatures(chosen)
+    )
+
+
+def _signatures(chosen: Chosen) -> dict[str, bytes]:
+    """Return the signatures of the versions' contents, by digest."""
+    from muelle.repository.signatures import read_signatures
+
+    assert chosen.store is not None
+    return {
+        f"{record.digest.rpartition(':')[2]}/{i}.sig": signature
+        for record in chosen.records
+        for i, signature in enumerate(read_signatures(chosen.store.folder, record.digest))
+    }
 
 
 def _lock(
@@ -124,14 +142,12 @@ def _lock(
 def _signer(key: Path) -> Callable[[str], bytes]:
     """Return what signs the index, of which it gets the SHA-256."""
     from muelle.packaging.bundle_format import INDEX
-    from muelle.runtimes.libraries import library
+    from muelle.signing import load_private, sign_files
 
-    signing = library("muelle.packaging.signing", "sign")
-    private = signing.load_private(key)
+    private = load_private(key)
 
     def sign(sha256: str) -> bytes:
-        signature: bytes = signing.sign_files([(INDEX, sha256)], private, name="bundle")
-        return signature
+        return sign_files([(INDEX, sha256)], private, name="bundle")
 
     return sign
 

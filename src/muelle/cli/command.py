@@ -33,6 +33,7 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "lifecycle.update": (["--update"], "availability|resource"),
     "lifecycle.keep_warm_s": (["--keep-warm-s"], "S"),
     "lifecycle.memory_limit_mb": (["--memory-limit"], "MB"),
+    "security.require_signature": (["--require-signature"], "FILE"),
     "app.workers": (["--app-workers"], "N"),
     "app.threads": (["--app-threads"], "N"),
     "app.timeout_s": (["--app-timeout-s"], "S"),

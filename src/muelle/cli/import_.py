@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from muelle.cli.context import Cli
     from muelle.packaging.bundle_format import BundleIndex
     from muelle.publishing.bundles import Imported
+    from muelle.repository.store import Store
     from muelle.texts import Texts
 
 
@@ -75,6 +76,7 @@ def run(
             imported = import_bundle(
                 found, bundle, index, who=user(), trust=trust, progress=steps.phase
             )
+            _keep_signatures(found, bundle, index)
             entry.detail["imported"] = len(imported)
             entry.detail["bundle"] = index.sha256
             if imported:
@@ -92,23 +94,34 @@ def run(
         cli.show(label_text(cli, change))
 
 
+def _keep_signatures(store: Store, bundle: Path, index: BundleIndex) -> None:
+    """Keep the signatures of the versions that came; whoever needs one checks it then."""
+    from muelle.packaging.bundle_read import read_member
+    from muelle.repository.signatures import add_signature
+    from muelle.signing import hint_of
+
+    for entry in index.members:
+        if entry.kind == "signature" and entry.name.startswith("signatures/"):
+            digest = f"sha256:{entry.name.split('/')[1]}"
+            signature = read_member(bundle, index, entry.name)
+            add_signature(store.folder, digest, hint_of(signature), signature)
+
+
 def _signer_of(bundle: Path, index: BundleIndex, keys: tuple[Path, ...]) -> str:
     """Return the id of the key that signed it, "" when none is asked for. Raise when it is none."""
     if not keys:
         return ""
     from muelle.core.errors import ArtifactError
     from muelle.packaging.bundle_format import INDEX
-    from muelle.runtimes.libraries import library
+    from muelle.signing import load_public, verify_files
 
     if not index.signature:
         raise ArtifactError(
             f"{bundle.name}: it is not signed; ask its maker for one made with --sign KEY, or "
             "import it without --key"
         )
-    signing = library("muelle.packaging.signing", "sign")
-    public = [signing.load_public(key) for key in keys]
-    signer: str = signing.verify_files(index.signature, [(INDEX, index.sha256)], public)
-    return signer
+    public = [load_public(key) for key in keys]
+    return verify_files(index.signature, [(INDEX, index.sha256)], public).id
 
 
 def _check_label(label: str) -> None:

@@ -35,6 +35,7 @@ ALIASES = {
     "keep_warm_s": "lifecycle.keep_warm_s",
     "memory_limit": "lifecycle.memory_limit_mb",
     "on_demand": "lifecycle.on_demand",
+    "require_signature": "security.require_signature",
     "app_workers": "app.workers",
     "app_threads": "app.threads",
     "app_timeout_s": "app.timeout_s",

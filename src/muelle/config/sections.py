@@ -123,6 +123,13 @@ class AppConfig(Section, frozen=True):
     """Private memory of one process, 0 for no limit."""
 
 
+class SecurityConfig(Section, frozen=True):
+    """What must be proved before something is served."""
+
+    require_signature: tuple[str, ...] = ()
+    """Files of public keys (PEM): a version is loaded only when one of them has signed it."""
+
+
 class ServeConfig(Section, frozen=True):
     """Everything `muelle serve` needs to know."""
 
@@ -151,3 +158,4 @@ class ServeConfig(Section, frozen=True):
     lifecycle: LifecycleConfig = LifecycleConfig()
     admin: AdminConfig = AdminConfig()
     app: AppConfig = AppConfig()
+    security: SecurityConfig = SecurityConfig()

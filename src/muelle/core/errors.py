@@ -199,6 +199,12 @@ class ImageError(MuelleError):
     code = ErrorCode.UNPROCESSABLE
 
 
+class SignatureInvalid(MuelleError):
+    """A signature is missing, by another key, or over other files."""
+
+    code = ErrorCode.UNPROCESSABLE
+
+
 class RegistryError(MuelleError):
     """An image registry refuses, is away, or does not keep to its protocol."""
 

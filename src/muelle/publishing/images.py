@@ -19,9 +19,11 @@ from muelle.packaging.images import (
 )
 from muelle.packaging.lock import Lock, lock_for, read_environments
 from muelle.packaging.oci import ImageName
+from muelle.packaging.sbom import NAME, BasePart, Part, build_sbom, model_parts, package_parts
 from muelle.packaging.targets import Target
 from muelle.publishing.app_files import AppFiles
 from muelle.repository.shipped import ShippedIndex, index_of, shipped_files
+from muelle.repository.signatures import read_signatures
 from muelle.repository.store import Reference, Store
 
 Progress = Callable[[str, int, int], None]
@@ -103,16 +105,33 @@ def plan_image(chosen: Chosen, lock: Lock, wish: Wish, app: AppFiles | None = No
     parts: tuple[VersionPart, ...] = ()
     if store is not None and chosen.versions:
         laid = [(r, store.checkout(r.files, r.digest)) for r in chosen.records]
-        index, files = shipped_files(index_for(chosen), laid)
+        index, files = shipped_files(
+            index_for(chosen), laid, lambda digest: read_signatures(store.folder, digest)
+        )
         parts = tuple(VersionPart(r, files[f"{r.model}/{r.version}"]) for r in chosen.records)
+    epoch = epoch_of(chosen.records, wish.env)
+    base = BasePart(wish.base, wish.base_digest)
     return ImagePlan(
+        documents={NAME: sbom_of(chosen, lock, name=str(wish.name), epoch=epoch, base=base)},
         name=wish.name,
         base=wish.base,
         base_digest=wish.base_digest,
         lock=lock,
         versions=parts,
         index=index,
-        epoch=epoch_of(chosen.records, wish.env),
+        epoch=epoch,
         app=AppPart(app.target, app.files) if app is not None else None,
         labels=wish.labels,
     )
+
+
+def sbom_of(
+    chosen: Chosen, lock: Lock | None, *, name: str, epoch: int, base: BasePart | None = None
+) -> bytes:
+    """Return the list of parts: every package that is installed, every model, the base."""
+    sets = (lock.wheels, *lock.environments.values()) if lock is not None else ()
+    wheels = {wheel.file: wheel for one in sets for wheel in one}
+    parts: list[Part] = [*package_parts(wheels.values()), *model_parts(chosen.records)]
+    if base is not None:
+        parts.append(base)
+    return build_sbom(parts, name=name, epoch=epoch)
