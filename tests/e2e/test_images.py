@@ -415,6 +415,56 @@ def test_a_folder_of_locked_wheels_is_enough(place: Path) -> None:
     assert "numpy==" in refused.stderr.splitlines()[-1]
 
 
+def test_straight_from_a_file(place: Path) -> None:
+    """A model's file becomes the same image as its version in a store, but for when it was made."""
+    onnx = models.quiet(models.onnx_classifier).path
+    found = build(place, f"fraud={onnx}", "-t", "file:1", "-o", "file")
+    assert set(found["parts"]) >= {"base", "packages", "muelle", "fraud:1"}
+    index = json.loads((place / "file/index.json").read_text())
+    manifest = json.loads(_blob(place / "file", index["manifests"][0]["digest"]))
+    config = json.loads(_blob(place / "file", manifest["config"]["digest"]))
+    assert config["config"]["Labels"]["dev.muelle.models"] == "fraud:1"
+    assert config["config"]["Cmd"] == ["serve", "/srv/models"]
+
+
+def test_bases_of_every_kind(docker: str, place: Path) -> None:
+    """`oci` builds on a layout folder, on a saved archive, and on an image of the local engine."""
+    build(place, "fraud:1", "-t", "muelle-test/base:1", "-o", "base-layout")
+    build(place, "fraud:1", "-t", "muelle-test/base:1", "-o", "base.tar")
+    client = engines.client(docker)
+    with open(place / "base.tar", "rb") as stream:
+        client.images.load(stream)
+    try:
+        for base in ("base-layout", "base.tar", "muelle-test/base:1"):
+            found = build(
+                place, "fraud:2", "-t", "on:1", "--builder", "oci", "--base", base, "-o", "on.tar",
+                docker=docker,
+            )  # fmt: skip
+            assert found["parts"]["fraud:2"] > 0
+        with open(place / "on.tar", "rb") as stream:
+            (loaded,) = client.images.load(stream)
+        client.images.remove(loaded.id, force=True)
+    finally:
+        client.images.remove("muelle-test/base:1", force=True)
+
+
+def test_a_signed_image(place: Path) -> None:
+    """`--sign`: the right key verifies archive and layout; another key or another image does not."""
+    for name in ("ours", "theirs"):
+        assert muelle(place, "keygen", name).returncode == 0
+    for target in ("signed.tar", "signed-layout"):
+        build(place, "fraud:1", "-t", "signed:1", "-o", target, "--sign", "ours.key")
+        good = muelle(place, "verify", target, "--key", "ours.pub")
+        assert good.returncode == 0, good.stderr
+        assert "signed by ours.pub" in good.stdout
+        assert muelle(place, "verify", target, "--key", "theirs.pub").returncode == 1
+    build(place, "fraud:2", "-t", "signed:1", "-o", "other.tar")
+    shutil.copy(place / "signed.tar.sig", place / "other.tar.sig")
+    wrong = muelle(place, "verify", "other.tar", "--key", "ours.pub")
+    assert wrong.returncode == 1
+    assert "oci-manifest is not the file that was signed" in wrong.stderr
+
+
 def test_an_image_for_another_processor(place: Path) -> None:
     """`--platform linux/arm64` on this machine: every library in the packages is for arm64."""
     base = _arm_base(place)
