@@ -449,7 +449,7 @@ def test_bases_of_every_kind(docker: str, place: Path) -> None:
 
 
 def test_a_signed_image(place: Path) -> None:
-    """`--sign`: the right key verifies archive and layout; another key or another image does not."""
+    """`--sign`: the right key verifies archive and layout; another key, another image: no."""
     for name in ("ours", "theirs"):
         assert muelle(place, "keygen", name).returncode == 0
     for target in ("signed.tar", "signed-layout"):
