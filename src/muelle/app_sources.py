@@ -12,6 +12,7 @@ from muelle.control.sources import FileSource, StoreSource
 from muelle.control.wanted import Source
 from muelle.core.errors import ArtifactError, ConfigError
 from muelle.core.records import VersionRecord
+from muelle.packaging.signing_policy import mark_with_signature, policy_of
 from muelle.repository.environments import find_environment
 from muelle.repository.layout import list_artifacts, split_spec
 from muelle.repository.store import Store, default_store
@@ -38,8 +39,11 @@ def new_source(config: ServeConfig) -> Source:
 
 def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
     registry = Registry()
+    policy = policy_of(config.security.require_signature)
 
     def refuse(record: VersionRecord) -> str:
+        if policy is not None and (reason := policy.refusal(folder, record)):
+            return reason
         if record.environment:
             return ""  # Its libraries lie there, not here.
         try:
@@ -58,18 +62,31 @@ def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
             )
         return str(python)
 
-    return StoreSource(Store.open(folder), config.select, refuse=refuse, find_python=find_python)
+    def check(record: VersionRecord, files: Path) -> None:
+        if policy is not None:
+            policy.check_version(folder, record, files)
+
+    return StoreSource(
+        Store.open(folder), config.select, refuse=refuse, find_python=find_python, check=check
+    )
 
 
 def _file_source(config: ServeConfig) -> FileSource:
     specs = _named(config)
     registry = Registry()
+    policy = policy_of(config.security.require_signature)
     return FileSource(
         lambda: list_artifacts(specs, is_artifact_folder=_is_folder_format(registry)),
         _examine(config, registry),
         named=[split_spec(spec)[1] for spec in specs],
         watched=config.lifecycle.control == "poll",
+        look=None if policy is None else mark_with_signature,
+        check=_unchecked if policy is None else policy.check_path,
     )
+
+
+def _unchecked(path: Path) -> None:
+    """Without the policy every artifact may be loaded."""
 
 
 def _is_folder_format(registry: Registry) -> Callable[[Path], bool]:

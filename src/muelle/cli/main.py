@@ -23,7 +23,7 @@ from muelle.texts import Texts, language_of
 COMMANDS = (
     "serve", "inspect", "predict",
     "push", "list", "show", "diff", "label", "rollback", "route", "rollout",
-    "status", "history", "audit", "rm", "gc", "verify", "export", "pull",
+    "status", "history", "audit", "rm", "gc", "keygen", "sign", "verify", "export", "pull",
     "demo", "config", "version", "completion",
 )  # fmt: skip
 """In the order of the help. Module `muelle.cli.<name>` holds `command(texts) -> click.Command`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muelle.cli.command import new_command
+from muelle.cli.signing_options import policy, private_key, require_option, sign_option
 from muelle.cli.store_access import (
     audited,
     label_text,
@@ -64,6 +65,8 @@ def command(texts: Texts) -> click.Command:
             click.Option(["--timeout-s"], type=click.FloatRange(min=0, min_open=True),
                          default=600.0, show_default=True, help=texts("help.option.load_timeout")),
             click.Option(["--force"], is_flag=True, help=texts("help.option.force")),
+            sign_option(texts),
+            require_option(texts),
             *store_options(texts),
         ],
     )  # fmt: skip
@@ -79,6 +82,8 @@ def run(
     as_json: bool,
     timeout_s: float,
     no_environment: bool,
+    sign: Path | None,
+    require: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Publish what the path holds; nothing when it does not work."""
@@ -87,6 +92,8 @@ def run(
 
     if label and no_label:
         raise ConfigError("--label and --no-label: one of them")
+    key = private_key(cli, sign)
+    required = policy(require)
     with opened(cli, store, create=True) as found:
         servers = servers_of(found, given["name"])
         options = Options(
@@ -95,6 +102,8 @@ def run(
             own_environment=not no_environment,
             label="" if no_label else label,
             move_label=not servers,
+            sign=key,
+            require=required,
             **given,
         )
         with audited(found, "push", options.name) as entry, Phases(cli) as progress:
@@ -102,6 +111,8 @@ def run(
             last = results[-1].record
             entry.model, entry.version, entry.digest = last.model, last.version, last.digest
             entry.detail["pushed"] = len(results)
+            if key is not None:
+                entry.detail["key"] = key.public.id
         if not as_json:
             for result in results:
                 _show(cli, result)

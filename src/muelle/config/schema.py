@@ -37,6 +37,7 @@ ALIASES = {
     "admin_socket": "admin.socket",
     "admin_listen": "admin.listen",
     "admin_token_file": "admin.token_file",
+    "require_signature": "security.require_signature",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""
 

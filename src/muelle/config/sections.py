@@ -104,6 +104,14 @@ class AdminConfig(Section, frozen=True):
     """File whose first line is the token that the TCP listener asks for."""
 
 
+class SecurityConfig(Section, frozen=True):
+    """What a model must bring along before it is used."""
+
+    require_signature: tuple[str, ...] = ()
+    """Files with public keys: nothing is loaded that none of them has signed. Empty: no signature
+    is asked for."""
+
+
 class ServeConfig(Section, frozen=True):
     """Everything `muelle serve` needs to know."""
 
@@ -131,3 +139,4 @@ class ServeConfig(Section, frozen=True):
     worker: WorkersConfig = WorkersConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     admin: AdminConfig = AdminConfig()
+    security: SecurityConfig = SecurityConfig()

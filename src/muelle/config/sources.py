@@ -19,7 +19,15 @@ from muelle.config.schema import ALIASES, ENV_PREFIX, Setting, settings
 from muelle.core.errors import ConfigError
 
 FILE_NAME = "muelle.toml"
-OTHER_VARIABLES = frozenset({"MUELLE_CONFIG", "MUELLE_LANG", "MUELLE_SERVER"})
+OTHER_VARIABLES = frozenset(
+    {
+        "MUELLE_CONFIG",
+        "MUELLE_LANG",
+        "MUELLE_SERVER",
+        "MUELLE_SIGN_PASSWORD",
+        "MUELLE_SIGN_PASSWORD_FILE",
+    }
+)
 """Variables with our prefix that are not settings of the server."""
 
 # Kubernetes puts these into every pod beside a Service that is called `muelle`.
@@ -112,6 +120,9 @@ def read_file(path: Path) -> dict[str, Given]:
         if (given := found.given.get(name)) and given.value:
             moved_to = str(path.parent / Path(given.value).expanduser())
             found.given[name] = Given(name, moved_to, given.origin)
+    if keys := found.given.get("security.require_signature"):
+        moved = tuple(str(path.parent / Path(key).expanduser()) for key in keys.value)
+        found.given[keys.path] = Given(keys.path, moved, keys.origin)
     return found.given
 
 

@@ -15,7 +15,6 @@ from muelle.core.records import VersionRecord
 from muelle.packaging.signing import (
     Files,
     PublicKey,
-    files_of,
     hash_files,
     load_public,
     read_signature,
@@ -56,12 +55,8 @@ class SignaturePolicy:
         """Hash the files that are about to be loaded. Raise SignatureInvalid."""
         where = f"{record.model}:{record.version}"
         # The folder's files, not the record's: what lies there too may be run.
-        lone = record.files[0].path if len(record.files) == 1 else ""
-        files: Files = hash_files(folder, caches=True)
-        if lone and [name for name, _ in files] != [lone]:
-            raise SignatureInvalid(f"{where}: its folder holds other files than the version")
-        signatures = read_signatures(store, record.digest)
-        require_signature(files, signatures, self.keys, where=where)
+        files = hash_files(folder, caches=True)
+        self.check_files(files, read_signatures(store, record.digest), where)
 
     # --- a plain file or folder ---
 
@@ -104,12 +99,3 @@ def source_signatures(path: Path) -> tuple[bytes, ...]:
     """Return the signature beside a file or folder, none when there is none."""
     beside = signature_path(path)
     return (read_signature(beside),) if beside.is_file() else ()
-
-
-__all__ = [
-    "SignaturePolicy",
-    "files_of",
-    "mark_with_signature",
-    "policy_of",
-    "source_signatures",
-]
