@@ -197,7 +197,8 @@ class FileSource:
 
         `named` are artifacts that somebody named one by one: at the first look they count as they
         are, for whoever names a file has finished writing it. `look` tells one state of an artifact
-        from another instead of `take_mark`; `check` looks at one just before it is loaded, and raises MuelleError.
+        from another instead of `take_mark`; `check` looks at one just before it is loaded, and
+        raises MuelleError.
         """
         self._listing = listing
         self._examine = examine

@@ -5,6 +5,7 @@ Pure: parts in, bytes out. Not for finding the parts, nor for their vulnerabilit
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,11 +100,17 @@ def build_sbom(parts: Iterable[Part], *, epoch: int = 0) -> bytes:
             components=components,
         )
         made.register_dependency(ours, components)
-        writer = library("cyclonedx.output.json", _EXTRA).JsonV1Dot6(made)
-        text: str = writer.output_as_string(indent=2)
-        return f"{text}\n".encode()
+        return _written(library("cyclonedx.output.json", _EXTRA).JsonV1Dot6(made))
 
     return write(uuid.uuid5(_NAMESPACE, write(uuid.UUID(int=0)).decode()))
+
+
+def _written(writer: Any) -> bytes:
+    """Return the list as bytes. The library's order of occurrences is not always the same."""
+    whole = json.loads(writer.output_as_string())
+    for component in whole.get("components", ()):
+        component.get("evidence", {}).get("occurrences", []).sort(key=lambda one: one["location"])
+    return json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _order(part: Part) -> tuple[str, str, str, str]:
@@ -203,7 +210,7 @@ def _hashes(digest: str) -> list[Any]:
 def _licence(text: str) -> Any:
     """Return an SPDX id or expression where the text is one, else a licence of that name."""
     line = next(line.strip() for line in text.splitlines() if line.strip())
-    factory = library("cyclonedx.factory.license", _EXTRA).LicenseFactory()
+    factory = library("cyclonedx.contrib.license.factories", _EXTRA).LicenseFactory()
     return factory.make_from_string(line[:_LICENCE_LENGTH])
 
 

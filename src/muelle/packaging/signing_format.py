@@ -247,13 +247,16 @@ def _check(path: str, sha256: str) -> None:
 
 def _decode(content: bytes, kind: type[Any], trouble: str) -> Any:
     try:
-        return msgspec.json.decode(content, type=kind)
+        # From text: msgspec takes any bytes in members that it passes over.
+        return msgspec.json.decode(content.decode(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise SignatureInvalid(f"{trouble}: {_clean(str(exc))}") from exc
 
 
 def _names(names: Sequence[str]) -> str:
     """Return some names for a message, and how many more there are."""
+    if names == [LONE]:
+        return "the file"
     shown = ", ".join(_clean(name) for name in sorted(names)[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
