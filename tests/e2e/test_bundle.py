@@ -26,7 +26,8 @@ from muelle.packaging.bundle_read import extract, read_member, verify_bundle
 from tests import models
 from tests.e2e.test_store_cli import Commands
 
-Words = list[str | Path]
+Words = list[Any]
+"""A command line: texts and paths."""
 
 LIMIT_S = 400
 """Of one step; the machines that run this are shared."""
