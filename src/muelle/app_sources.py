@@ -9,7 +9,7 @@ from pathlib import Path
 
 from muelle.config.sections import ServeConfig
 from muelle.control.shipped import ShippedSource
-from muelle.control.sources import FileSource, StoreSource
+from muelle.control.sources import FileSource, NoModels, StoreSource
 from muelle.control.wanted import Source
 from muelle.core.errors import ArtifactError, ConfigError
 from muelle.core.records import VersionRecord
@@ -33,6 +33,8 @@ def new_source(config: ServeConfig) -> Source:
         return _file_source(config)
     folder = Path(config.store).expanduser() if config.store else default_store(os.environ)
     if not config.store and not (folder / "store.db").exists():
+        if config.app.target:
+            return NoModels()
         raise ConfigError(
             "nothing to serve: name a model file or a folder, push a model to the store "
             "(muelle push FILE --name NAME), or try `muelle demo`"

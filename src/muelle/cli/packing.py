@@ -33,13 +33,15 @@ def pack_options(texts: Texts) -> list[click.Parameter]:
 
 def split_arguments(what: Sequence[str]) -> tuple[AppFiles | None, list[str]]:
     """Return the application among the arguments, and the rest. Raise ConfigError for two."""
+    from muelle.apps.target import is_app
     from muelle.core.errors import ConfigError
-    from muelle.publishing.app_files import app_files, is_app
+    from muelle.publishing.app_files import app_files
 
+    # `fraud:3` has a version behind its colon, an application a name.
     apps = [text for text in what if is_app(text)]
     if len(apps) > 1:
         raise ConfigError(f"{apps[0]} and {apps[1]}: one application at a time")
-    return app_files(apps[0]) if apps else None, [text for text in what if not is_app(text)]
+    return app_files(apps[0]) if apps else None, [text for text in what if text not in apps]
 
 
 @contextmanager

@@ -106,6 +106,23 @@ class AdminConfig(Section, frozen=True):
     """File whose first line is the token that the TCP listener asks for."""
 
 
+class AppConfig(Section, frozen=True):
+    """An application that is served beside the models, in processes of its own."""
+
+    target: str = ""
+    """`FILE.py:NAME` or `package.module:NAME`, empty for none; `NAME()` is called to make it."""
+    workers: PositiveInt = 1
+    """Processes of the application."""
+    threads: PositiveInt = 8
+    """Threads of a WSGI application (Flask), per process."""
+    timeout_s: Seconds = 60.0
+    """How long one of its requests may take."""
+    concurrency: PositiveInt = 100
+    """Requests that may run at a time, per process."""
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+    """Private memory of one process, 0 for no limit."""
+
+
 class ServeConfig(Section, frozen=True):
     """Everything `muelle serve` needs to know."""
 
@@ -133,3 +150,4 @@ class ServeConfig(Section, frozen=True):
     worker: WorkersConfig = WorkersConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     admin: AdminConfig = AdminConfig()
+    app: AppConfig = AppConfig()

@@ -169,6 +169,26 @@ def selection(select: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
+class NoModels:
+    """No model at all: an application is served alone."""
+
+    def read(self) -> Wanted:
+        """Nothing."""
+        return MappingProxyType({})
+
+    def changed(self) -> bool:
+        """Never."""
+        return False
+
+    def prepare(self, artifact: Artifact) -> Prepared:
+        """Nothing to prepare. Raise ArtifactError."""
+        raise ArtifactError(f"{artifact.model}: no models are served here")
+
+    def problems(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
 class FileSource:
     """Serves plain files and repository folders `<model>/<version>/<artifact>`.
 

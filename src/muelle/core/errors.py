@@ -34,6 +34,7 @@ class ErrorCode(enum.Enum):
     MODEL_FAILED = "model_failed"
     UNSUPPORTED = "unsupported"
     CONFLICT = "conflict"
+    BAD_GATEWAY = "bad_gateway"
     INTERNAL = "internal"
 
 
@@ -150,6 +151,12 @@ class ModelFailed(MuelleError):
     """The model's own code failed on this request."""
 
     code = ErrorCode.MODEL_FAILED
+
+
+class BadGateway(MuelleError):
+    """A hosted application's process ended while it had the request."""
+
+    code = ErrorCode.BAD_GATEWAY
 
 
 class Internal(MuelleError):

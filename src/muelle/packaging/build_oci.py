@@ -106,7 +106,7 @@ class OciBuild:
         """Send what was written to its registry; return the digest there."""
         from muelle.packaging.oci.push import push
 
-        return push(archive, str(name), insecure=insecure)
+        return push(archive, str(name), insecure=insecure).digest
 
     # --- steps ---
 

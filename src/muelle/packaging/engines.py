@@ -329,9 +329,9 @@ class _Stream:
                     info.uname = info.gname = ""
                     info.mtime = LAYER_TIME
                     info.mode = 0o755 if info.isdir() else 0o644
-                    if info.isfile():
-                        # Two names of one content are two files: links need not be understood.
-                        info.type = tarfile.REGTYPE
+                    if path.is_file():
+                        # A second name of one content would come as a link: it becomes a file too.
+                        info.type, info.linkname = tarfile.REGTYPE, ""
                         info.size = path.stat().st_size
                         with open(path, "rb") as stream:
                             archive.addfile(info, stream)

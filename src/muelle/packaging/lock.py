@@ -190,9 +190,12 @@ def _here(name: str, wanted: Requirement, by: str) -> metadata.Distribution:
 
 def _parsed(text: str) -> Requirement:
     try:
-        return Requirement(text)
+        found = Requirement(text)
     except InvalidRequirement as exc:
         raise ConfigError(f"{text!r} is no requirement such as name==1.2: {exc}") from exc
+    if found.url is not None:
+        raise ConfigError(f"{text!r}: an address is not taken; name a version")
+    return found
 
 
 def _version_here(name: str) -> str:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from muelle.apps.target import AppTarget
 from muelle.core.errors import ArtifactError, ConfigError
 from muelle.packaging.environments import read_requirements
 from muelle.runtimes.libraries import library
 
-TARGET = re.compile(
-    r"(?P<module>[A-Za-z0-9_./-]+\.py|[A-Za-z_][A-Za-z0-9_.]*):(?P<name>[A-Za-z_]\w*(?:\(\))?)\Z"
-)
 IGNORE = ".dockerignore"
 NEVER = (
     "**/.*", "**/__pycache__", "**/*.pyc", "**/node_modules", "**/venv", "**/*.key", "**/*.pem",
@@ -41,18 +39,12 @@ class AppFiles:
     """Where the requirements come from."""
 
 
-def is_app(text: str) -> bool:
-    """Whether an argument names an application (`app.py:app`), not a model."""
-    match = TARGET.match(text)
-    return match is not None and (match["module"].endswith(".py") or "." in match["module"])
-
-
 def app_files(text: str) -> AppFiles:
     """Gather an application. Raise ConfigError or ArtifactError."""
-    match = TARGET.match(text)
-    if match is None or not match["module"].endswith(".py"):
-        raise ConfigError(f"{text!r}: name the application's file and object, such as app.py:app")
-    path = Path(match["module"])
+    target = AppTarget.parse(text)
+    if not target.is_file:
+        raise ConfigError(f"{text!r}: name the application's file, such as app.py:app")
+    path = Path(target.module)
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file")
     folder = path.absolute().parent
@@ -60,7 +52,8 @@ def app_files(text: str) -> AppFiles:
     if path.name not in files:
         raise ArtifactError(f"{path}: {IGNORE} leaves it out")
     lines, note = _requirements(folder, files)
-    return AppFiles(f"{path.name}:{match['name']}", files, lines, (note,) if note else ())
+    inside = AppTarget(path.name, target.name, target.is_factory)
+    return AppFiles(str(inside), files, lines, (note,) if note else ())
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -69,12 +62,14 @@ def _files(folder: Path) -> dict[str, Path]:
     lines = ignored.read_text("utf-8").splitlines() if ignored.is_file() else []
     own = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     found = {}
-    # Ours come last: no line of a file brings a key back in.
-    for name in sorted(exclude(str(folder), [*own, *NEVER])):
+    # Ours come last: no line of a file brings a key back in. Nor does a store of models travel.
+    stores = [path.parent.relative_to(folder) for path in folder.rglob("store.db")]
+    for name in sorted(exclude(str(folder), [*own, *NEVER, *(s.as_posix() for s in stores)])):
         path = folder / name
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise ArtifactError(f"{path}: a link out of the folder; put the file itself there")
-        if path.is_file():
+        # The library always keeps the ignore file itself.
+        if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
             found[Path(name).as_posix()] = path
     return found
 

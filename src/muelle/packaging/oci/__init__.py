@@ -12,8 +12,10 @@ from muelle.packaging.oci.layout import (
     parse_name,
     parse_platform,
 )
+from muelle.packaging.oci.plan import Healthcheck, ImageConfig
+from muelle.packaging.oci.push import Pushed, attach, push
 from muelle.packaging.oci.verify import Verified, verify_layout
-from muelle.packaging.oci.write import Healthcheck, ImageConfig, Written, write_image
+from muelle.packaging.oci.write import Written, write_image
 
 __all__ = [
     "Base",
@@ -24,14 +26,17 @@ __all__ = [
     "Layer",
     "Link",
     "Platform",
+    "Pushed",
     "Verified",
     "Written",
+    "attach",
     "find_python",
     "folder_entries",
     "host_platform",
     "names",
     "parse_name",
     "parse_platform",
+    "push",
     "read_base",
     "save_from_engine",
     "verify_layout",

@@ -53,6 +53,7 @@ _LAYER_TYPES = {
     _DOCKER_LAYER + ".zstd": LAYER_ZSTD,
 }
 _MAX_DEPTH = 3
+_SAVE_S = 600
 _MAX_NAMES = 2_000_000
 _PYTHON = re.compile(
     r"(?P<folder>usr/local/bin|usr/bin|opt/[^/]+/bin)/python(?P<version>3\.(?P<minor>\d{1,3}))"
@@ -101,23 +102,39 @@ def save_from_engine(name: str, target: Path, *, host: str | None = None) -> Pat
     """
     from muelle.runtimes.libraries import library
 
-    docker = library("docker", "build")
+    docker, requests = library("docker", "build"), library("requests", "build")
     parse_name(name)
+    trouble = (docker.errors.DockerException, requests.RequestException)
+    away = f"{name}: the local engine cannot be asked"
+
+    def pieces(stream: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from stream
+        except trouble as exc:  # a kind of OSError, which writing would take for its own
+            raise ImageError(f"{away}: it broke off: {_short(exc)}") from exc
+
     try:
-        engine = docker.DockerClient(base_url=host) if host else docker.from_env()
+        # The engine gathers the whole image before it sends the first byte.
+        options = {"timeout": _SAVE_S}
+        engine = (
+            docker.DockerClient(base_url=host, **options) if host else docker.from_env(**options)
+        )
         try:
             stream = engine.images.get(name).save(named=True)
             with written_file(target) as file:
-                for piece in stream:
+                for piece in pieces(stream):
                     file.write(piece)
         finally:
             engine.close()
     except docker.errors.ImageNotFound:
         raise ImageError(f"{name}: the local engine has no such image; load or build it") from None
-    except docker.errors.DockerException as exc:
-        reason = " ".join(str(exc).split())[:200]
-        raise ImageError(f"{name}: the local engine cannot be asked: {reason}") from exc
+    except trouble as exc:
+        raise ImageError(f"{away}: {_short(exc)}") from exc
     return target
+
+
+def _short(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200]
 
 
 def names(base: Base) -> frozenset[str]:
@@ -229,8 +246,10 @@ def _manifests(
         notes = descriptor.annotations
         own = notes.get(FULL_NAME) or notes.get(REF_NAME) or label
         if descriptor.media_type in MANIFESTS:
-            # Build tools list attestations as images of a platform that nobody has.
-            if descriptor.platform is None or descriptor.platform.os != "unknown":
+            # Build tools list attestations as images of a platform that nobody has; what is
+            # attached to an image (signatures, parts lists) says its type.
+            unknown = descriptor.platform is not None and descriptor.platform.os == "unknown"
+            if not unknown and not descriptor.artifact_type:
                 yield descriptor, own
         elif descriptor.media_type in INDEXES:
             inner = layout.document(descriptor)

@@ -89,6 +89,8 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str]
     platform: Platform | None = None
+    artifact_type: str = ""
+    """What an artifact is that is attached to an image; empty for images themselves."""
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -101,6 +103,8 @@ class Descriptor:
             plain["annotations"] = dict(self.annotations)
         if self.platform is not None:
             plain["platform"] = platform_document(self.platform)
+        if self.artifact_type:
+            plain["artifactType"] = self.artifact_type
         return plain
 
 
@@ -230,7 +234,10 @@ def read_descriptor(entry: Any, where: str) -> Descriptor:
         raise ImageError(f"{where}: {digest}: mediaType or size is wrong")
     if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
         raise ImageError(f"{where}: {digest}: annotations are no texts")
-    return Descriptor(kind, digest, size, notes, read_platform(entry.get("platform")))
+    artifact = entry.get("artifactType") or ""
+    if not isinstance(artifact, str):
+        raise ImageError(f"{where}: {digest}: artifactType is no text")
+    return Descriptor(kind, digest, size, notes, read_platform(entry.get("platform")), artifact)
 
 
 def read_platform(entry: Any) -> Platform | None:
