@@ -177,6 +177,10 @@ class ArtifactError(MuelleError):
     code = ErrorCode.UNPROCESSABLE
 
 
+class SignatureInvalid(ArtifactError):
+    """A signature is not one of an accepted key over exactly these files, or there is none."""
+
+
 class Conflict(MuelleError):
     """What is asked goes against what else is in force: a label, a route, a server, a push."""
 
