@@ -98,16 +98,23 @@ def _extras(
 ) -> Extras:
     """Return what goes in beside the versions. What is wrong is found before wheels are fetched."""
     from muelle.core.errors import ConfigError
+    from muelle.packaging.images import epoch_of
+    from muelle.packaging.sbom import BasePart, ModelPart, Part, build_sbom
+    from muelle.packaging.sbom_wheels import wheel_part
     from muelle.publishing.bundles import Extras
 
-    if no_wheels and (wheels or lock):
-        raise ConfigError("--no-wheels: there is nothing to take from --wheels or --lock")
+    if no_wheels and lock is not None:
+        raise ConfigError("--no-wheels: then there is nothing to take from --lock")
+    parts: list[Part] = [ModelPart.of(record) for record in chosen.records]
     if image is not None:
         from muelle.packaging.oci import verify_layout
 
-        verify_layout(image)
+        parts += [BasePart(image.name, digest) for digest in verify_layout(image).manifests]
     locked = None if no_wheels else _lock(cli, chosen, steps, platform, python, lock or wheels)
-    return Extras(lock=locked, image=image, deploy=deploy)
+    if locked is not None:
+        parts += [wheel_part(wheel) for wheel in locked.all_wheels()]
+    sbom = build_sbom(parts, epoch=epoch_of(chosen.records, cli.env))
+    return Extras(lock=locked, image=image, deploy=deploy, sbom=sbom)
 
 
 def _lock(
@@ -124,16 +131,10 @@ def _lock(
 def _signer(key: Path) -> Callable[[str], bytes]:
     """Return what signs the index, of which it gets the SHA-256."""
     from muelle.packaging.bundle_format import INDEX
-    from muelle.runtimes.libraries import library
+    from muelle.packaging.signing import load_private, sign_files
 
-    signing = library("muelle.packaging.signing", "sign")
-    private = signing.load_private(key)
-
-    def sign(sha256: str) -> bytes:
-        signature: bytes = signing.sign_files([(INDEX, sha256)], private, name="bundle")
-        return signature
-
-    return sign
+    private = load_private(key)
+    return lambda sha256: sign_files([(INDEX, sha256)], private, name="bundle")
 
 
 def _show(cli: Cli, written: WrittenBundle, header: BundleHeader) -> None:

@@ -98,17 +98,15 @@ def _signer_of(bundle: Path, index: BundleIndex, keys: tuple[Path, ...]) -> str:
         return ""
     from muelle.core.errors import ArtifactError
     from muelle.packaging.bundle_format import INDEX
-    from muelle.runtimes.libraries import library
+    from muelle.packaging.signing import load_public, verify_files
 
     if not index.signature:
         raise ArtifactError(
             f"{bundle.name}: it is not signed; ask its maker for one made with --sign KEY, or "
             "import it without --key"
         )
-    signing = library("muelle.packaging.signing", "sign")
-    public = [signing.load_public(key) for key in keys]
-    signer: str = signing.verify_files(index.signature, [(INDEX, index.sha256)], public)
-    return signer
+    public = [load_public(key) for key in keys]
+    return verify_files(index.signature, [(INDEX, index.sha256)], public)
 
 
 def _check_label(label: str) -> None:
