@@ -8,10 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Model", "Signature", "TensorSpec", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Model",
+    "Signature",
+    "TensorSpec",
+    "__version__",
+    "model",
+]
 
 if TYPE_CHECKING:
     from muelle.client import AsyncClient, Client
+    from muelle.client.local import model
     from muelle.core.signature import Signature, TensorSpec
     from muelle.runtimes.interface import Model
 
@@ -21,6 +30,7 @@ _LAZY = {
     "Signature": "muelle.core.signature",
     "TensorSpec": "muelle.core.signature",
     "Model": "muelle.runtimes.interface",
+    "model": "muelle.client.local",
 }
 
 

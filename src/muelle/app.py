@@ -12,10 +12,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from muelle import __version__
 from muelle.app_admin import Admin
+from muelle.app_hosting import new_hosted
 from muelle.app_sources import new_source
+from muelle.apps.switch import AppSwitch
 from muelle.config.sections import ServeConfig
 from muelle.control.sources import StoreSource
 from muelle.control.wanted import Source
@@ -23,11 +26,12 @@ from muelle.core.errors import ArtifactError, ErrorCode, Internal, MuelleError
 from muelle.core.events import Draining, Listener, Listening
 from muelle.inference import InferenceService, error_encoder
 from muelle.management import ManagementService
-from muelle.protocols.http import JSON, Answer
+from muelle.protocols import native
+from muelle.protocols.http import JSON, Answer, HttpRequest
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
-from muelle.transport.ports import bind_or_explain
+from muelle.transport.ports import bind_or_explain, bind_unix_or_explain
 from muelle.transport.server import HttpServer
 
 log = logging.getLogger("muelle")
@@ -66,7 +70,7 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     source.read()  # Every cheap reason to stop, before the port is taken.
     for problem in source.problems():
         log.warning("%s", problem)
-    sock = bind_or_explain(config.listen.host, config.listen.port)
+    sock = _bind(config)
     try:
         import uvloop
 
@@ -74,6 +78,14 @@ def serve(config: ServeConfig, listener: Listener) -> int:
             return runner.run(Server(config, source, sock, listener).run())
     finally:
         sock.close()
+        if config.listen.unix_socket:
+            Path(config.listen.unix_socket).unlink(missing_ok=True)
+
+
+def _bind(config: ServeConfig) -> socket.socket:
+    if config.listen.unix_socket:
+        return bind_unix_or_explain(Path(config.listen.unix_socket))
+    return bind_or_explain(config.listen.host, config.listen.port)
 
 
 class Server:
@@ -108,9 +120,10 @@ class Server:
             table_changed=self._table_changed,
         )
         self.asgi = AsgiHost(self._build_api, loop)
+        self.hosted = new_hosted(config, self._asked_by_app, self._url(), loop)
         self.http = HttpServer(
             config.limits,
-            asgi=self.asgi,
+            asgi=AppSwitch(self.asgi, self.hosted) if self.hosted is not None else self.asgi,
             direct=self._direct(),
             refusal=_refusal,
             internal_error=_internal_error,
@@ -129,7 +142,7 @@ class Server:
         await self.http.start(self._sock)
         self.management.url = self._url()
         await self.admin.start()
-        loading = loop.create_task(self.management.start())
+        loading = loop.create_task(self._load())
         ended = loop.create_task(self._ended.wait())
         await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -149,9 +162,17 @@ class Server:
         await self._end(config.drain_s)
         return 0
 
+    async def _load(self) -> None:
+        """Load the models, then the application, which may ask them while it starts."""
+        await self.management.start()
+        if self.hosted is not None:
+            await self.hosted.start()
+
     async def _end(self, timeout_s: float) -> None:
         self.management.draining = True
         await self.http.drain(timeout_s)
+        if self.hosted is not None:
+            await self.hosted.stop(min(timeout_s, 5.0))
         await self.management.stop()
         await self.admin.stop()
 
@@ -161,12 +182,16 @@ class Server:
         gc.freeze()
         # Requests make no cycles: looking for some after each few hundred objects is for nothing.
         gc.set_threshold(GC_OBJECTS, 20, 20)
-        self._listener(Listening(url=self._url(), models=self.management.models()))
+        hosted = self.hosted
+        app = f"{hosted.kind} {hosted.spec.target}" if hosted is not None else ""
+        self._listener(Listening(url=self._url(), models=self.management.models(), app=app))
         loop = asyncio.get_running_loop()
         loop.call_later(WARM_APP_AFTER_S, self.asgi.warm)
         loop.call_later(2 * WARM_APP_AFTER_S, self.admin.warm)
 
     def _url(self) -> str:
+        if self._sock.family == socket.AF_UNIX:
+            return f"unix:{self._sock.getsockname()}"
         host, port = self._sock.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -185,6 +210,23 @@ class Server:
         self.http.set_hot(dict(self.inference.hot_paths()))
         self.admin.versions_changed()
 
+    def _ready(self) -> tuple[bool, str]:
+        ok, reason = self.management.ready()
+        if ok and self.hosted is not None and not self.hosted.serving:
+            return False, f"{self.hosted.spec.target}: {self.hosted.reason}"
+        return ok, reason
+
+    async def _asked_by_app(self, request: HttpRequest) -> Answer:
+        """Answer what the hosted application asks: of a model, or about one."""
+        if request.method != b"GET":
+            return await self.inference.answer(request)
+        from muelle.api import answers
+
+        try:
+            return answers.model(self.management.model(request.path.rpartition("/")[2]))
+        except MuelleError as exc:
+            return native.encode_error(exc, request.request_id)
+
     # --- what costs nothing is answered without the app ---
 
     def _direct(self) -> dict[bytes, Callable[[], Answer]]:
@@ -192,12 +234,10 @@ class Server:
             return Answer(200, JSON, b'{"live":true}')
 
         def ready() -> Answer:
-            ok, reason = self.management.ready()
-            return _ready_answer(ok, reason, 503)
+            return _ready_answer(*self._ready(), 503)
 
         def v2_ready() -> Answer:
-            ok, reason = self.management.ready()
-            return _ready_answer(ok, reason, 400)
+            return _ready_answer(*self._ready(), 400)
 
         return {
             b"/live": live,
@@ -210,7 +250,11 @@ class Server:
         }
 
     def _metrics(self) -> bytes:
-        return render(self.management.models(), self.management.metrics(), __version__)
+        own = render(self.management.models(), self.management.metrics(), __version__)
+        hosted = self.hosted
+        if hosted is None:
+            return own
+        return own + hosted.metrics.render(hosted.in_flight, len(hosted.pids()))
 
     def _build_api(self) -> App:
         from muelle.api.app import ApiDoors, build_app
@@ -221,7 +265,7 @@ class Server:
                 models=management.models,
                 model=management.model,
                 live=management.live,
-                ready=management.ready,
+                ready=self._ready,
                 metrics=self._metrics,
                 answer=self.inference.answer,
                 server_name="muelle",

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muelle.config.sections import ServeConfig
-from muelle.control.sources import FileSource, StoreSource
+from muelle.control.shipped import ShippedSource
+from muelle.control.sources import FileSource, NoModels, StoreSource
 from muelle.control.wanted import Source
 from muelle.core.errors import ArtifactError, ConfigError
 from muelle.core.records import VersionRecord
 from muelle.packaging.signing_policy import mark_with_signature, policy_of
 from muelle.repository.environments import find_environment
 from muelle.repository.layout import list_artifacts, split_spec
+from muelle.repository.shipped import is_shipped
 from muelle.repository.store import Store, default_store
 from muelle.runtimes.interface import Format, Runtime
 from muelle.runtimes.registry import Registry, missing_libraries, missing_message
@@ -27,9 +29,13 @@ def new_source(config: ServeConfig) -> Source:
     if config.models:
         if config.store and config.select:
             raise ConfigError("name either files or --models of a store, not both")
+        if len(config.models) == 1 and is_shipped(Path(config.models[0]).expanduser()):
+            return _shipped_source(config, Path(config.models[0]).expanduser())
         return _file_source(config)
     folder = Path(config.store).expanduser() if config.store else default_store(os.environ)
     if not config.store and not (folder / "store.db").exists():
+        if config.app.target:
+            return NoModels()
         raise ConfigError(
             "nothing to serve: name a model file or a folder, push a model to the store "
             "(muelle push FILE --name NAME), or try `muelle demo`"
@@ -38,12 +44,34 @@ def new_source(config: ServeConfig) -> Source:
 
 
 def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
-    registry = Registry()
+    missing = _missing_for(Registry())
     policy = policy_of(config.security.require_signature)
 
     def refuse(record: VersionRecord) -> str:
-        if policy is not None and (reason := policy.refusal(folder, record)):
-            return reason
+        reason = policy.refusal(record, read_signatures(folder, record.digest)) if policy else ""
+        return reason or missing(record)
+
+    def check(record: VersionRecord, place: Path) -> None:
+        if policy is not None:
+            policy.check_version(record, place, read_signatures(folder, record.digest))
+
+    def find_python(root: Path, digest: str) -> str:
+        python = find_environment(root / "environments", digest)
+        if python is None:
+            raise ArtifactError(
+                f"its environment {digest[:19]}… is not there; push it again on this machine"
+            )
+        return str(python)
+
+    return StoreSource(
+        Store.open(folder), config.select, refuse=refuse, find_python=find_python, check=check
+    )
+
+
+def _missing_for(registry: Registry) -> Callable[[VersionRecord], str]:
+    """Return what says why a version cannot be loaded with what is installed here."""
+
+    def refuse(record: VersionRecord) -> str:
         if record.environment:
             return ""  # Its libraries lie there, not here.
         try:
@@ -54,21 +82,34 @@ def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
         missing = missing_libraries(runtime, form) if form is not None else []
         return missing_message(runtime, form, missing) if form is not None and missing else ""
 
-    def find_python(root: Path, digest: str) -> str:
-        python = find_environment(root / "environments", digest)
-        if python is None:
-            raise ArtifactError(
-                f"its environment {digest[:19]}… is not there; push it again on this machine"
+    return refuse
+
+
+def _shipped_source(config: ServeConfig, folder: Path) -> ShippedSource:
+    registry = Registry()
+    missing = _missing_for(registry)
+    policy = policy_of(config.security.require_signature)
+
+    def refuse(record: VersionRecord, place: Path) -> str:
+        if policy and (reason := policy.refusal(record, shipped_signatures(folder, record))):
+            return reason
+        # The record is only what somebody wrote: what the file is, the file itself says.
+        runtime, form = registry.find_format(place)
+        if (runtime.name, form.name) != (record.runtime, record.format):
+            return f"{place.name}: the record says {record.format}, the file is {form.name}"
+        code = form.runs_code or bool(record.environment)
+        if code and not config.trust:
+            return (
+                f"{record.model} is {form.name}: loading it runs code that came with it; if you "
+                "trust where it comes from, add --trust"
             )
-        return str(python)
+        return missing(record)
 
-    def check(record: VersionRecord, files: Path) -> None:
+    def check(record: VersionRecord, place: Path) -> None:
         if policy is not None:
-            policy.check_version(folder, record, files)
+            policy.check_version(record, place, shipped_signatures(folder, record))
 
-    return StoreSource(
-        Store.open(folder), config.select, refuse=refuse, find_python=find_python, check=check
-    )
+    return ShippedSource(folder, config.select, refuse=refuse, check=check)
 
 
 def _file_source(config: ServeConfig) -> FileSource:

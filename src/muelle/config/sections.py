@@ -20,6 +20,8 @@ class ListenConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    unix_socket: str = ""
+    """Path of a Unix socket to listen on, in place of host and port."""
 
 
 class LimitsConfig(Section, frozen=True):
@@ -104,6 +106,23 @@ class AdminConfig(Section, frozen=True):
     """File whose first line is the token that the TCP listener asks for."""
 
 
+class AppConfig(Section, frozen=True):
+    """An application that is served beside the models, in processes of its own."""
+
+    target: str = ""
+    """`FILE.py:NAME` or `package.module:NAME`, empty for none; `NAME()` is called to make it."""
+    workers: PositiveInt = 1
+    """Processes of the application."""
+    threads: PositiveInt = 8
+    """Threads of a WSGI application (Flask), per process."""
+    timeout_s: Seconds = 60.0
+    """How long one of its requests may take."""
+    concurrency: PositiveInt = 100
+    """Requests that may run at a time, per process."""
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+    """Private memory of one process, 0 for no limit."""
+
+
 class SecurityConfig(Section, frozen=True):
     """What a model must bring along before it is used."""
 
@@ -139,4 +158,5 @@ class ServeConfig(Section, frozen=True):
     worker: WorkersConfig = WorkersConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     admin: AdminConfig = AdminConfig()
+    app: AppConfig = AppConfig()
     security: SecurityConfig = SecurityConfig()

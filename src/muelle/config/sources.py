@@ -21,11 +21,8 @@ from muelle.core.errors import ConfigError
 FILE_NAME = "muelle.toml"
 OTHER_VARIABLES = frozenset(
     {
-        "MUELLE_CONFIG",
-        "MUELLE_LANG",
-        "MUELLE_SERVER",
-        "MUELLE_SIGN_PASSWORD",
-        "MUELLE_SIGN_PASSWORD_FILE",
+        *("MUELLE_CONFIG", "MUELLE_LANG", "MUELLE_SERVER", "MUELLE_URL", "MUELLE_WHEELS"),
+        *("MUELLE_SIGN_PASSWORD", "MUELLE_SIGN_PASSWORD_FILE"),
     }
 )
 """Variables with our prefix that are not settings of the server."""
@@ -116,6 +113,9 @@ def read_file(path: Path) -> dict[str, Given]:
     if models := found.given.get("models"):
         moved = tuple(_relative_to(path.parent, spec) for spec in models.value)
         found.given["models"] = Given("models", moved, models.origin)
+    if (given := found.given.get("app.target")) and given.value.partition(":")[0].endswith(".py"):
+        moved_app = str(path.parent / given.value)
+        found.given["app.target"] = Given("app.target", moved_app, given.origin)
     for name in ("store", "admin.token_file"):
         if (given := found.given.get(name)) and given.value:
             moved_to = str(path.parent / Path(given.value).expanduser())

@@ -47,7 +47,7 @@ class StoreSource:
         looks at a version's files just before they are loaded, and raises MuelleError."""
         self.store = store
         self.folder = store.folder
-        self._select = _selection(select)
+        self._select = selection(select)
         self._refuse = refuse
         self._find_python = find_python
         self._check = check
@@ -161,8 +161,11 @@ class StoreSource:
         return self._records[key]
 
 
-def _selection(select: Sequence[str]) -> dict[str, str]:
-    """Return model -> label ("" for what the route says) of `fraud,churn@canary`."""
+def selection(select: Sequence[str]) -> dict[str, str]:
+    """Return model -> label ("" for what the route says) of `fraud,churn@canary`.
+
+    Raise ConfigError.
+    """
     chosen = {}
     for word in (part.strip() for text in select for part in text.split(",")):
         name, sign, label = word.partition("@")
@@ -170,6 +173,26 @@ def _selection(select: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--models: {word!r} is neither NAME nor NAME@LABEL")
         chosen[name] = label
     return chosen
+
+
+class NoModels:
+    """No model at all: an application is served alone."""
+
+    def read(self) -> Wanted:
+        """Nothing."""
+        return MappingProxyType({})
+
+    def changed(self) -> bool:
+        """Never."""
+        return False
+
+    def prepare(self, artifact: Artifact) -> Prepared:
+        """Nothing to prepare. Raise ArtifactError."""
+        raise ArtifactError(f"{artifact.model}: no models are served here")
+
+    def problems(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
 
 class FileSource:

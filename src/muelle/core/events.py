@@ -53,6 +53,8 @@ class Listening(Event, tag=True, frozen=True):
 
     url: str
     models: tuple[ModelStatus, ...]
+    app: str = ""
+    """The application that is hosted, `ASGI app.py:app`; "" for none."""
 
 
 class TrafficMoved(Event, tag=True, frozen=True):

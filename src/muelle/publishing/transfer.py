@@ -108,13 +108,10 @@ def pull(
                 raise ArtifactError(
                     f"{source}: neither a store nor an export: no store.db, no {RECORD} in it"
                 )
-            incoming = [
-                _Incoming(store, record, files, trust, signatures)
-                for record, files, signatures in records
-            ]
-            if require is not None:
-                for one in incoming:
-                    one.check_signed(require)
+            incoming = [Incoming(store, record, files, trust) for record, files, _ in records]
+            for record, _, signatures in records if require is not None else ():
+                where = f"{record.model}:{record.version}"
+                require.check_files(files_of(record), signatures, where)
             # All are looked at before the first is published.
             for one in incoming:
                 one.copy(progress)
@@ -131,41 +128,33 @@ def pull(
     return tuple(pulled)
 
 
-class _Incoming:
+class Incoming:
     """One version on its way in."""
 
     def __init__(
-        self,
-        store: Store,
-        record: VersionRecord,
-        files: dict[str, Path],
-        trust: bool,
-        signatures: tuple[bytes, ...],
+        self, store: Store, record: VersionRecord, files: dict[str, Path], trust: bool
     ) -> None:
         self._store, self._record, self._files, self._trust = store, record, files, trust
-        self._signatures = signatures
         self._folder: Path | None = None
-
-    def check_signed(self, require: SignaturePolicy) -> None:
-        """Raise SignatureInvalid, unless a wanted key has signed the files that are said to come.
-
-        That they are these, `copy` finds out.
-        """
-        record = self._record
-        require.check_files(files_of(record), self._signatures, f"{record.model}:{record.version}")
 
     def copy(self, progress: Callable[[str, int, int], None]) -> None:
         """Take in the files. Raise ArtifactError when one is not what the record says."""
         record = self._record
-        total, done = record.size, 0
+        done = 0
         for file in record.files:
-            (got,) = self._store.add_files(self._files[file.path], _within(progress, done, total))
+            step = within(progress, done, record.size)
+            (got,) = self._store.add_files(self._files[file.path], step)
             if (got.sha256, got.size) != (file.sha256, file.size):
                 raise ArtifactError(
                     f"{file.path}: its content is not the one that was exported (SHA-256 "
                     f"{got.sha256[:16]}…, expected {file.sha256[:16]}…); copy it again"
                 )
             done += file.size
+        self.settle()
+
+    def settle(self) -> None:
+        """Lay the files out, all in the store now. Raise ArtifactError: another digest."""
+        record = self._record
         digest = digest_of_files([(file.path, file.sha256) for file in record.files])
         if digest != record.digest:
             raise ArtifactError(f"{record.model}: the record's digest is not that of its files")
@@ -185,13 +174,13 @@ class _Incoming:
         if form.runs_code and not self._trust:
             raise ArtifactError(
                 f"{record.model}: {form.name} runs code from the file when it is loaded; if you "
-                "trust where it comes from, pull it with --trust"
+                "trust where it comes from, add --trust"
             )
         environment = ""
         if record.environment and not self._trust:
             raise ArtifactError(
                 f"{record.model}: it comes with requirements, and the libraries that they name "
-                "would run their code; if you trust where it comes from, pull it with --trust"
+                "would run their code; if you trust where it comes from, add --trust"
             )
         if record.environment:
             environments = Environments(
@@ -208,7 +197,7 @@ class _Incoming:
         )
 
 
-def _within(
+def within(
     progress: Callable[[str, int, int], None], before: int, total: int
 ) -> Callable[[int, int], None]:
     """Return the progress of one file as a part of all."""

@@ -8,11 +8,10 @@ import socket
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol
 
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
-from muelle.transport.asgi import AsgiHost
 from muelle.transport.connection import (
     FIXED_LINES,
     STATUS_LINES,
@@ -32,6 +31,19 @@ Direct = Callable[[], Answer]
 Refusal = Callable[[bytes, int, str, str], Answer]
 
 
+class Way(Protocol):
+    """Answers a request that nothing else took, not at once."""
+
+    def begin(
+        self,
+        request: HttpRequest,
+        raw_path: bytes,
+        done: Callable[[Answer], None],
+        failed: Callable[[Exception], Answer],
+    ) -> Callable[[], None]:
+        """Begin; return what cancels it. `failed` makes the answer to an exception."""
+
+
 class HttpServer:
     """One port. Implements `connection.Site`; used on the event loop's thread only."""
 
@@ -39,7 +51,7 @@ class HttpServer:
         self,
         limits: LimitsConfig,
         *,
-        asgi: AsgiHost,
+        asgi: Way,
         direct: dict[bytes, Direct],
         refusal: Refusal,
         internal_error: Callable[[bytes, str], Answer],
