@@ -13,7 +13,12 @@ from muelle.control.sources import FileSource, NoModels, StoreSource
 from muelle.control.wanted import Source
 from muelle.core.errors import ArtifactError, ConfigError
 from muelle.core.records import VersionRecord
-from muelle.packaging.signing_policy import mark_with_signature, policy_of
+from muelle.packaging.signing import read_signatures
+from muelle.packaging.signing_policy import (
+    mark_with_signature,
+    policy_of,
+    shipped_signatures,
+)
 from muelle.repository.environments import find_environment
 from muelle.repository.layout import list_artifacts, split_spec
 from muelle.repository.shipped import is_shipped

@@ -173,7 +173,21 @@ class _Job:
             progress=self._steps.phase,
         )
         target = output or Path(f"{self.name.path.rpartition('/')[2]}-{self.name.tag}.oci.tar")
+        if self._sign is not None:
+            from muelle.packaging.signing import (
+                OCI_MANIFEST,
+                load_private,
+                sign_digest,
+                signature_path,
+                write_signature,
+            )
+
+            key = load_private(self._sign, self._cli.env)
         built, _ = build.write(target, self.name, verify=verify)
+        if self._sign is not None:
+            signature = sign_digest(OCI_MANIFEST, built.digest, str(self.name), key)
+            write_signature(signature_path(target), signature)
+            build.attach(target, built.digest, signature)
         if self._push:
             with self._steps.saying(self._cli.texts("build.pushing", name=self.name)):
                 build.push(target, self.name, insecure=self._insecure)
@@ -240,7 +254,8 @@ def _show(cli: Cli, job: _Job, built: Built) -> None:
         cli.show(cli.texts("build.pushed", name=job.pushed))
     if built.path:
         cli.show(cli.texts("build.file", path=built.path))
-        cli.show(f"docker load -i {built.path}")
+        if built.path.endswith(".tar"):
+            cli.show(f"docker load -i {built.path}")
     cli.show(f"docker run --rm --read-only --cap-drop ALL -p 127.0.0.1:8080:8080 {job.name}")
 
 

@@ -71,8 +71,8 @@ def run(
     with Steps(cli) as steps, chosen_models(cli, models, store, trust=trust, steps=steps) as chosen:
         assert chosen.store is not None
         signer = _signer(sign) if sign is not None else None
-        extras = _extras(cli, chosen, steps, **given)
         epoch = epoch_of(chosen.records, cli.env)
+        extras = _extras(cli, chosen, steps, epoch=epoch, **given)
         members, header = gather(chosen.store, chosen.records, extras, epoch=epoch)
         target = output or Path(f"{chosen.records[0].model}.muelle")
         steps.phase("bundling", 0, 0)
@@ -95,25 +95,25 @@ def _extras(
     no_wheels: bool,
     image: Path | None,
     deploy: Path | None,
+    epoch: int,
 ) -> Extras:
     """Return what goes in beside the versions. What is wrong is found before wheels are fetched."""
     from muelle.core.errors import ConfigError
-    from muelle.packaging.images import epoch_of
-    from muelle.packaging.sbom import BasePart, ModelPart, Part, build_sbom
-    from muelle.packaging.sbom_wheels import wheel_part
+    from muelle.packaging.sbom import BasePart
     from muelle.publishing.bundles import Extras
+    from muelle.publishing.images import sbom_of
 
-    if no_wheels and lock is not None:
-        raise ConfigError("--no-wheels: then there is nothing to take from --lock")
-    parts: list[Part] = [ModelPart.of(record) for record in chosen.records]
+    if no_wheels and (wheels or lock):
+        raise ConfigError("--no-wheels: there is nothing to take from --wheels or --lock")
+    bases: list[BasePart] = []
     if image is not None:
         from muelle.packaging.oci import verify_layout
 
-        parts += [BasePart(image.name, digest) for digest in verify_layout(image).manifests]
+        bases = [BasePart(image.name, digest) for digest in verify_layout(image).manifests]
     locked = None if no_wheels else _lock(cli, chosen, steps, platform, python, lock or wheels)
-    if locked is not None:
-        parts += [wheel_part(wheel) for wheel in locked.all_wheels()]
-    sbom = build_sbom(parts, epoch=epoch_of(chosen.records, cli.env))
+    name = f"{chosen.records[0].model}.muelle"
+    found = locked.all_wheels() if locked is not None else ()
+    sbom = sbom_of(chosen, found, name=name, epoch=epoch, bases=bases)
     return Extras(lock=locked, image=image, deploy=deploy, sbom=sbom)
 
 

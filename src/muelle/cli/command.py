@@ -49,6 +49,7 @@ _FORMS: dict[str, tuple[list[str], str]] = {
 
 
 _REPEATABLE = {"security.require_signature"}
+"""Settings whose option may be given several times."""
 
 
 class Command(click.Command):

@@ -9,6 +9,7 @@ import click
 
 from muelle.cli.command import new_command
 from muelle.cli.packing import Steps
+from muelle.cli.signing_options import policy, require_option
 from muelle.cli.store_access import (
     audited,
     label_text,
@@ -42,6 +43,7 @@ def command(texts: Texts) -> click.Command:
             click.Option(["--label"], default="", help=texts("help.option.import_label")),
             click.Option(["--labels"], is_flag=True, help=texts("help.option.import_labels")),
             click.Option(["--trust"], is_flag=True, help=texts("help.option.trust")),
+            require_option(texts),
             *store_options(texts),
         ],
     )  # fmt: skip
@@ -55,6 +57,7 @@ def run(
     label: str,
     labels: bool,
     trust: bool,
+    require: tuple[str, ...],
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -70,10 +73,17 @@ def run(
         return
     if label:
         _check_label(label)
+    required = policy(require)
     with opened(cli, store, create=True) as found, Steps(cli) as steps:
         with audited(found, "import") as entry:
             imported = import_bundle(
-                found, bundle, index, who=user(), trust=trust, progress=steps.phase
+                found,
+                bundle,
+                index,
+                who=user(),
+                trust=trust,
+                require=required,
+                progress=steps.phase,
             )
             entry.detail["imported"] = len(imported)
             entry.detail["bundle"] = index.sha256

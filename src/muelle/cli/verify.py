@@ -1,6 +1,7 @@
-"""`muelle verify`: read the whole store again and say which file rots, or check a signature.
+"""`muelle verify`: read the whole store again and say which file rots, or one thing of it.
 
-Changes nothing.
+One thing: a version, a file or folder, a bundle, an image; and whether a key has signed it. Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import click
 from muelle.cli.command import new_command
 from muelle.cli.signing_options import path_meant, public_keys
 from muelle.cli.store_access import find, opened, short_size, show_json, store_options
+from muelle.cli.verify_packed import check_bundle, check_image, is_bundle, is_image
 
 if TYPE_CHECKING:
     from muelle.cli.context import Cli
@@ -48,46 +50,54 @@ def run(
     as_json: bool,
 ) -> int:
     """Print what is wrong; exit code 1 when something is."""
-    from muelle.core.errors import ConfigError
-
     public = public_keys(keys)
     if not target:
         return _whole_store(cli, store, as_json, public)
-    if not public:
-        raise ConfigError(f"{target}: with which key? name it: --key NAME.pub")
     path = path_meant(target)
-    what, signer = (
-        _path(path, signature, public) if path is not None else _version(cli, target, store, public)
-    )
+    if path is None:
+        signer = _version(cli, target, store, public)
+    elif is_bundle(path):
+        signer = check_bundle(cli, path, signature, public)
+    elif is_image(path):
+        signer = check_image(cli, path, signature, public)
+    else:
+        signer = _path(path, signature, public)
     if as_json:
-        show_json(cli, {"ok": True, "verified": what, "key": signer})
-        return 0
-    name = next(key.name for key in public if key.id == signer)
-    cli.show(cli.texts("verify.signed", what=what, signer=signer[:16], path=name))
+        show_json(cli, {"ok": True, "verified": target, "key": signer or None})
+    elif signer:
+        name = next(key.name for key in public if key.id == signer)
+        cli.show(cli.texts("verify.signed", what=target, signer=signer[:16], path=name))
+    else:
+        cli.show(cli.texts("verify.whole", what=target))
     return 0
 
 
-def _path(path: Path, given: Path | None, public: tuple[PublicKey, ...]) -> tuple[str, str]:
-    from muelle.core.errors import SignatureInvalid
+def _path(path: Path, given: Path | None, public: tuple[PublicKey, ...]) -> str:
+    """Check a file or folder of which nothing else is known than its signature."""
+    from muelle.core.errors import ConfigError, SignatureInvalid
     from muelle.packaging.signing import read_signature, signature_path, verify_folder
 
+    if not public:
+        raise ConfigError(f"{path}: with which key? name it: --key NAME.pub")
     signature = read_signature(given or signature_path(path))
     try:
-        return str(path), verify_folder(path, signature, public)
+        return verify_folder(path, signature, public)
     except SignatureInvalid as exc:
         raise SignatureInvalid(f"{path}: {exc.message}") from exc
 
 
-def _version(
-    cli: Cli, reference: str, folder: str | None, public: tuple[PublicKey, ...]
-) -> tuple[str, str]:
+def _version(cli: Cli, reference: str, folder: str | None, public: tuple[PublicKey, ...]) -> str:
+    """Read a version's files again, and check its signature where keys are named."""
     from muelle.packaging.signing import read_signatures, verify_record
 
     with opened(cli, folder) as store:
         record = store.record(*find(store, reference))
-        signer = verify_record(record, read_signatures(store.folder, record.digest), public)
-        store.rehash(record.files)
-    return f"{record.model}:{record.version}", signer
+        signer = ""
+        if public:
+            signer = verify_record(record, read_signatures(store.folder, record.digest), public)
+        with cli.progress(cli.texts("verify.reading")) as progress:
+            store.rehash(record.files, progress)
+    return signer
 
 
 def _whole_store(cli: Cli, store: str | None, as_json: bool, public: tuple[PublicKey, ...]) -> int:
@@ -122,6 +132,7 @@ def _whole_store(cli: Cli, store: str | None, as_json: bool, public: tuple[Publi
 
 def _unsigned(store: Store, public: tuple[PublicKey, ...]) -> list[str]:
     """Say of each version without a right signature why none is."""
+    from muelle.packaging.signing import read_signatures
     from muelle.packaging.signing_policy import SignaturePolicy
 
     policy = SignaturePolicy(public)
@@ -130,5 +141,7 @@ def _unsigned(store: Store, public: tuple[PublicKey, ...]) -> list[str]:
         for summary in store.models()
         for row in reversed(store.versions(summary.model))
     ]
-    reasons = [policy.refusal(store.folder, record) for record in records]
+    reasons = [
+        policy.refusal(record, read_signatures(store.folder, record.digest)) for record in records
+    ]
     return [reason for reason in reasons if reason]

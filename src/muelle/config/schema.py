@@ -35,6 +35,7 @@ ALIASES = {
     "keep_warm_s": "lifecycle.keep_warm_s",
     "memory_limit": "lifecycle.memory_limit_mb",
     "on_demand": "lifecycle.on_demand",
+    "require_signature": "security.require_signature",
     "app_workers": "app.workers",
     "app_threads": "app.threads",
     "app_timeout_s": "app.timeout_s",
@@ -43,7 +44,6 @@ ALIASES = {
     "admin_socket": "admin.socket",
     "admin_listen": "admin.listen",
     "admin_token_file": "admin.token_file",
-    "require_signature": "security.require_signature",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""
 

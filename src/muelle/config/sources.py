@@ -116,13 +116,13 @@ def read_file(path: Path) -> dict[str, Given]:
     if (given := found.given.get("app.target")) and given.value.partition(":")[0].endswith(".py"):
         moved_app = str(path.parent / given.value)
         found.given["app.target"] = Given("app.target", moved_app, given.origin)
+    if given := found.given.get("security.require_signature"):
+        keys = tuple(str(path.parent / Path(key).expanduser()) for key in given.value)
+        found.given["security.require_signature"] = Given(given.path, keys, given.origin)
     for name in ("store", "admin.token_file"):
         if (given := found.given.get(name)) and given.value:
             moved_to = str(path.parent / Path(given.value).expanduser())
             found.given[name] = Given(name, moved_to, given.origin)
-    if keys := found.given.get("security.require_signature"):
-        moved = tuple(str(path.parent / Path(key).expanduser()) for key in keys.value)
-        found.given[keys.path] = Given(keys.path, moved, keys.origin)
     return found.given
 
 

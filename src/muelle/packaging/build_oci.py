@@ -22,6 +22,7 @@ from muelle.packaging.build import HOST, Built
 from muelle.packaging.engines import Engine, find_engine
 from muelle.packaging.images import (
     APP,
+    DOCUMENTS,
     HOME,
     LAYER_TIME,
     MODELS,
@@ -55,6 +56,8 @@ from muelle.packaging.wheels import LockedWheel, cache_folder
 Progress = Callable[[str, int, int], None]
 MakePlan = Callable[[Target, str, str], ImagePlan]
 """(target, name of the base, its digest) -> the plan."""
+
+SIGNATURE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 _RECIPE = 1
 """Raised when the same wheels shall give other layers than before."""
@@ -107,6 +110,13 @@ class OciBuild:
         from muelle.packaging.oci.push import push
 
         return push(archive, str(name), insecure=insecure).digest
+
+    def attach(self, target: Path, digest: str, signature: bytes) -> None:
+        """Attach a signature to an image in a layout folder, so that it is pushed with it."""
+        if target.is_dir():
+            from muelle.packaging.oci.push import attach
+
+            attach(target, digest, SIGNATURE_TYPE, signature)
 
     # --- steps ---
 
@@ -294,6 +304,9 @@ def _model_layers(plan: ImagePlan, work: Path, progress: Progress) -> Iterator[L
     if plan.index:
         entries = [Entry(f"{inside}/{path}", content) for path, content in plan.index.items()]
         yield write_layer(entries, work / "index.tar", epoch=LAYER_TIME, comment="index")
+    if plan.documents:
+        entries = [Entry(f"{DOCUMENTS.lstrip('/')}/{p}", c) for p, c in plan.documents.items()]
+        yield write_layer(entries, work / "documents.tar", epoch=LAYER_TIME, comment="documents")
     if plan.app is not None:
         entries = [
             Entry(f"{APP.lstrip('/')}/{path}", file) for path, file in plan.app.files.items()

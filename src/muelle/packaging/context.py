@@ -74,6 +74,8 @@ def _files(plan: ImagePlan, text: str) -> Mapping[str, Path | bytes]:
             found[f"models/{part.name}/{path}"] = content
     for path, content in plan.index.items():
         found[f"models/index/{path}"] = content
+    for path, text_of in plan.documents.items():
+        found[f"documents/{path}"] = text_of
     if plan.app is not None:
         for path, file in plan.app.files.items():
             found[f"app/{path}"] = file

@@ -14,6 +14,7 @@ from muelle import __version__
 from muelle.core.errors import ConfigError
 from muelle.packaging.images import (
     APP,
+    DOCUMENTS,
     GRACE_S,
     HOME,
     LAYER_TIME,
@@ -73,6 +74,8 @@ def _lines(plan: ImagePlan) -> Iterator[str]:
         yield _copy("models/index/", f"{MODELS}/")
     if plan.app is not None:
         yield _copy("app/", f"{APP}/")
+    if plan.documents:
+        yield _copy("documents/", f"{DOCUMENTS}/")
     yield f"ARG SOURCE_DATE_EPOCH={plan.epoch}"
     yield _label(plan.all_labels())
     yield f'ENV PATH="{HOME}/bin:$PATH"'

@@ -22,6 +22,7 @@ HOME = "/opt/muelle"
 ENVIRONMENTS = "/opt/environments"
 MODELS = "/srv/models"
 APP = "/srv/app"
+DOCUMENTS = "/srv"
 USER = 10001
 PORT = 8080
 LAYER_TIME = 315_532_800
@@ -68,6 +69,8 @@ class ImagePlan:
     """Seconds since 1970 that the image calls its time of creation."""
     base_digest: str = ""
     app: AppPart | None = None
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    """What lies in `/srv` for people and tools: the list of parts."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels of the user's own."""
 

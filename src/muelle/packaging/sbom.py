@@ -17,6 +17,9 @@ from muelle.core.records import StoredFile, VersionRecord
 from muelle.core.signature import Signature
 from muelle.runtimes.libraries import library
 
+NAME = "sbom.cdx.json"
+"""What the list is called where it lies in an image or bundle."""
+
 _EXTRA = "build"
 _NAMESPACE = uuid.UUID("5e2d4c1e-6f0b-5a53-9c0a-4f2c8c1d7b10")
 _LICENCE_LENGTH = 120
@@ -68,14 +71,14 @@ class BasePart:
 
     name: str
     digest: str
-    """`sha256:<64 hex>` of its manifest."""
+    """`sha256:<64 hex>` of its manifest, "" when that is not known."""
 
 
 Part: TypeAlias = PackagePart | ModelPart | BasePart
 
 
-def build_sbom(parts: Iterable[Part], *, epoch: int = 0) -> bytes:
-    """Return the parts list of an image or bundle of this Muelle with these parts.
+def build_sbom(parts: Iterable[Part], *, epoch: int = 0, name: str = "muelle") -> bytes:
+    """Return the parts list of an image or bundle of this Muelle; `name` is what it is called.
 
     `epoch` is its date in seconds since 1970 (SOURCE_DATE_EPOCH). The same parts in any order, at
     the same date, give the same bytes: the serial number comes from the content. Raise
@@ -84,12 +87,11 @@ def build_sbom(parts: Iterable[Part], *, epoch: int = 0) -> bytes:
     bom = library("cyclonedx.model.bom", _EXTRA)
     component = library("cyclonedx.model.component", _EXTRA)
     ours = component.Component(
-        name="muelle",
+        name=name,
         version=__version__,
         type=component.ComponentType.APPLICATION,
-        bom_ref="muelle",
-        purl=_purl("muelle", __version__),
-        licenses=[_licence("Apache-2.0")],
+        bom_ref="root",
+        properties=_properties([("muelle:version", __version__)]),
     )
     components = [_component(part) for part in sorted(set(parts), key=_order)]
 
@@ -188,9 +190,9 @@ def _base(part: BasePart) -> Any:
     component = library("cyclonedx.model.component", _EXTRA)
     return component.Component(
         name=part.name,
-        version=part.digest,
+        version=part.digest or None,
         type=component.ComponentType.CONTAINER,
-        bom_ref=f"image:{part.name}@{part.digest}",
+        bom_ref=f"image:{part.name}@{part.digest}" if part.digest else f"image:{part.name}",
         hashes=_hashes(part.digest),
     )
 

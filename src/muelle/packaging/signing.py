@@ -43,6 +43,7 @@ from muelle.packaging.signing_keys import (
 __all__ = [
     "ENDING",
     "LONE",
+    "OCI_MANIFEST",
     "Files",
     "PrivateKey",
     "PublicKey",
@@ -68,6 +69,10 @@ __all__ = [
     "write_keys",
     "write_signature",
 ]
+
+
+OCI_MANIFEST = "oci-manifest"
+"""What is signed of an image: its manifest, however the image is packed."""
 
 
 def sign_files(files: Files, key: PrivateKey, *, name: str) -> bytes:

@@ -13,17 +13,18 @@ from pathlib import Path
 from muelle.core.errors import SignatureInvalid
 from muelle.core.records import VersionRecord
 from muelle.packaging.signing import (
+    ENDING,
     Files,
     PublicKey,
     hash_files,
     load_public,
     read_signature,
-    read_signatures,
     require_signature,
     signature_path,
     verify_folder,
     verify_record,
 )
+from muelle.packaging.signing_files import SIGNATURES
 from muelle.repository.marks import Mark, take_mark
 
 
@@ -38,25 +39,23 @@ class SignaturePolicy:
         """Read the key files. Raise ConfigError when one is no public key."""
         return cls(tuple(load_public(Path(path).expanduser()) for path in paths))
 
-    # --- a version of a store ---
+    # --- a version ---
 
-    def refusal(self, store: Path, record: VersionRecord) -> str:
-        """Say why a version must not be used, "" when it may. Reads its signatures, not its files.
-
-        Its number may be 0: it is about to become a version.
-        """
+    def refusal(self, record: VersionRecord, signatures: Sequence[bytes]) -> str:
+        """Say why a version must not be used, "" when it may. Its files are not looked at."""
         try:
-            verify_record(record, read_signatures(store, record.digest), self.keys)
+            verify_record(record, signatures, self.keys)
         except SignatureInvalid as exc:
             return exc.message
         return ""
 
-    def check_version(self, store: Path, record: VersionRecord, folder: Path) -> None:
+    def check_version(
+        self, record: VersionRecord, folder: Path, signatures: Sequence[bytes]
+    ) -> None:
         """Hash the files that are about to be loaded. Raise SignatureInvalid."""
-        where = f"{record.model}:{record.version}"
         # The folder's files, not the record's: what lies there too may be run.
         files = hash_files(folder, caches=True)
-        self.check_files(files, read_signatures(store, record.digest), where)
+        self.check_files(files, signatures, f"{record.model}:{record.version}")
 
     # --- a plain file or folder ---
 
@@ -99,3 +98,9 @@ def source_signatures(path: Path) -> tuple[bytes, ...]:
     """Return the signature beside a file or folder, none when there is none."""
     beside = signature_path(path)
     return (read_signature(beside),) if beside.is_file() else ()
+
+
+def shipped_signatures(folder: Path, record: VersionRecord) -> tuple[bytes, ...]:
+    """Return the signatures of a version in a folder that travels (`repository.shipped`)."""
+    beside = sorted((folder / record.model).glob(f"{record.version}.*{ENDING}"))
+    return tuple(read_signature(path) for path in beside[:SIGNATURES])

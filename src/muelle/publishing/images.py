@@ -5,7 +5,7 @@ Blocking: wheels may have to be fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,11 @@ from muelle.packaging.images import (
 )
 from muelle.packaging.lock import Lock, lock_for, read_environments
 from muelle.packaging.oci import ImageName
+from muelle.packaging.sbom import NAME, BasePart, ModelPart, Part, build_sbom
+from muelle.packaging.sbom_wheels import wheel_part
+from muelle.packaging.signing import read_signatures
 from muelle.packaging.targets import Target
+from muelle.packaging.wheels import LockedWheel
 from muelle.publishing.app_files import AppFiles
 from muelle.repository.shipped import ShippedIndex, index_of, shipped_files
 from muelle.repository.store import Reference, Store
@@ -103,16 +107,39 @@ def plan_image(chosen: Chosen, lock: Lock, wish: Wish, app: AppFiles | None = No
     parts: tuple[VersionPart, ...] = ()
     if store is not None and chosen.versions:
         laid = [(r, store.checkout(r.files, r.digest)) for r in chosen.records]
-        index, files = shipped_files(index_for(chosen), laid)
+        index, files = shipped_files(
+            index_for(chosen), laid, lambda digest: read_signatures(store.folder, digest)
+        )
         parts = tuple(VersionPart(r, files[f"{r.model}/{r.version}"]) for r in chosen.records)
+    epoch = epoch_of(chosen.records, wish.env)
+    base = BasePart(wish.base, wish.base_digest)
+    # Not pip, which only makes environments.
+    installed = [wheel for one in (lock.wheels, *lock.environments.values()) for wheel in one]
     return ImagePlan(
+        documents={
+            NAME: sbom_of(chosen, installed, name=str(wish.name), epoch=epoch, bases=[base])
+        },
         name=wish.name,
         base=wish.base,
         base_digest=wish.base_digest,
         lock=lock,
         versions=parts,
         index=index,
-        epoch=epoch_of(chosen.records, wish.env),
+        epoch=epoch,
         app=AppPart(app.target, app.files) if app is not None else None,
         labels=wish.labels,
     )
+
+
+def sbom_of(
+    chosen: Chosen,
+    wheels: Iterable[LockedWheel],
+    *,
+    name: str,
+    epoch: int,
+    bases: Sequence[BasePart] = (),
+) -> bytes:
+    """Return the list of parts: every package, every model, the base."""
+    models = (ModelPart.of(record) for record in chosen.records)
+    parts: list[Part] = [*map(wheel_part, wheels), *models, *bases]
+    return build_sbom(parts, name=name, epoch=epoch)

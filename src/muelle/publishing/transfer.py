@@ -109,9 +109,10 @@ def pull(
                     f"{source}: neither a store nor an export: no store.db, no {RECORD} in it"
                 )
             incoming = [Incoming(store, record, files, trust) for record, files, _ in records]
-            for record, _, signatures in records if require is not None else ():
-                where = f"{record.model}:{record.version}"
-                require.check_files(files_of(record), signatures, where)
+            if require is not None:
+                for record, _, signatures in records:
+                    where = f"{record.model}:{record.version}"
+                    require.check_files(files_of(record), signatures, where)
             # All are looked at before the first is published.
             for one in incoming:
                 one.copy(progress)

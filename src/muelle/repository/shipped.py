@@ -73,11 +73,12 @@ def index_of(
 def shipped_files(
     index: ShippedIndex,
     records: Iterable[tuple[VersionRecord, Path]],
+    signatures: Callable[[str], Sequence[bytes]] = lambda digest: (),
 ) -> tuple[dict[str, bytes], dict[str, dict[str, Path | bytes]]]:
     """Return what to write: (index and the like, per `model/version` its files), by relative path.
 
-    `records` come with the folder of their files. The files of a version stay apart, so that they
-    can become a layer of their own.
+    `records` come with the folder of their files; `signatures` tells those of a digest. The files
+    of a version stay apart, so that they can become a layer of their own.
     """
     top = {INDEX: msgspec.json.format(msgspec.json.encode(index, order="sorted"), indent=2)}
     parts: dict[str, dict[str, Path | bytes]] = {}
@@ -87,6 +88,8 @@ def shipped_files(
             f"{name}/{file.path}": folder / file.path for file in record.files
         }
         files[f"{name}{RECORD_ENDING}"] = msgspec.json.encode(record)
+        for i, signature in enumerate(signatures(record.digest)):
+            files[f"{name}.{i}.sig"] = signature
         parts[name] = files
     return top, parts
 
