@@ -43,8 +43,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "integrations": {
         "core", "config", "protocols", "telemetry", "inference", "control", "management", "api",
-        "app_sources", "client",
+        "app_sources", "client", "transport.asgi",
     },
+    "templates": {"core"},
     "publishing": {
         "core", "config", "protocols", "lifecycle.compare", "repository", "runtimes",
         "workers.probe", "workers.messages", "packaging", "apps.target",

@@ -25,7 +25,7 @@ COMMANDS = (
     "push", "list", "show", "diff", "label", "rollback", "route", "rollout",
     "status", "history", "audit", "rm", "gc", "keygen", "sign", "verify", "export", "pull",
     "build", "lock", "bundle", "import", "install-server",
-    "demo", "config", "version", "completion",
+    "init", "demo", "config", "version", "completion",
 )  # fmt: skip
 """In the order of the help. Module `muelle.cli.<name>` holds `command(texts) -> click.Command`."""
 
