@@ -16,6 +16,7 @@ from muelle.repository.store import Store
 from tests.e2e.test_store_cli import Commands
 from tests.serving import Served, eventually
 from tests.stores import stamped
+from tests.unit.packaging.oci_samples import small_image
 
 BODY = json.dumps({"inputs": {"x": [1.0]}})
 
@@ -279,3 +280,48 @@ def test_the_policy_from_a_file_and_wrong_keys(desk: Desk) -> None:
     for key, words in ((desk.key, "private key"), (file, "no public key")):
         line = desk.muelle.refused("serve", file, "--trust", "--require-signature", key, code=2)
         assert words in line
+
+
+# --- bundles and images ---
+
+
+def test_bundles_and_images_are_checked_whole_and_by_their_signature(desk: Desk) -> None:
+    """Without a key: whole or not. With one: the signature inside, or the one beside."""
+    muelle = desk.muelle
+    muelle.ok("push", desk.model(1), "--trust", "--sign", desk.key)
+    bundle, image = desk.folder / "f.muelle", desk.folder / "image.tar"
+    muelle.ok("bundle", "stamped", "--no-wheels", "--sign", desk.key, "-o", bundle)
+    (desk.folder / "work").mkdir()
+    written = small_image(desk.folder / "work")
+    written.path.rename(image)
+    manifest = signing.sign_digest(
+        signing.OCI_MANIFEST, written.manifest_digest, "x", signing.load_private(desk.key, {})
+    )
+    signing.write_signature(signing.signature_path(image), manifest)
+    for path in (bundle, image):
+        assert "not checked" in muelle.ok("verify", path)
+        assert "signed by" in muelle.ok("verify", path, "--key", desk.pub)
+        assert "another key" in muelle.refused("verify", path, "--key", desk.folder / "other.pub")
+        muelle.ok("sign", path, "--key", desk.folder / "other.key")
+        beside = signing.signature_path(path)
+        assert muelle.ok("verify", path, "--signature", beside, "--key", desk.folder / "other.pub")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        muelle.refused("verify", path)
+
+
+def test_an_import_asks_for_signed_versions(desk: Desk) -> None:
+    """`import --require-signature`: by the versions' own signatures, which come along."""
+    muelle = desk.muelle
+    muelle.ok("push", desk.model(1), "--trust")
+    there = Commands(desk.folder / "there")
+    require = ("--trust", "--require-signature", desk.pub)
+    bundle = desk.folder / "f.muelle"
+    muelle.ok("bundle", "stamped", "--no-wheels", "-o", bundle)
+    assert "not signed" in there.refused("import", bundle, *require)
+    muelle.ok("sign", "stamped", "--key", desk.key)
+    bundle.unlink()
+    muelle.ok("bundle", "stamped", "--no-wheels", "-o", bundle)
+    there.ok("import", bundle, *require)
+    assert there.ok("verify", "stamped", "--key", desk.pub)
