@@ -25,7 +25,8 @@ def new_hosted(
         max_concurrency=app.concurrency,
         memory_limit_bytes=app.memory_limit_mb * 1024 * 1024,
         body_limit_bytes=config.limits.output_bytes,
+        scheme="https" if config.listen.tls_cert else "http",
     )
     # For what an application asks outside its own requests' contexts: over HTTP, as anybody.
-    env = {"MUELLE_URL": url} if url.startswith("http") else {}
+    env = {"MUELLE_URL": url} if url.startswith("http:") else {}
     return AppPool(spec, ask=ask, loop=loop, env=env)

@@ -169,7 +169,7 @@ def _scope(request: m.Request) -> Message:
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": request.method,
-        "scheme": "http",
+        "scheme": request.scheme,
         "path": request.path,
         "raw_path": request.raw_path,
         "query_string": request.query,

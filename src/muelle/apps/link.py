@@ -58,7 +58,14 @@ class _Pending:
 class AppLink(asyncio.Protocol):
     """One process of the application. Used on the event loop's thread only."""
 
-    def __init__(self, index: int, process: AppProcess, owner: Owner, body_limit: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        process: AppProcess,
+        owner: Owner,
+        body_limit: int,
+        scheme: str = "http",
+    ) -> None:
         self.index = index
         self.process = process
         self.ready = False
@@ -67,6 +74,7 @@ class AppLink(asyncio.Protocol):
         self.awaits_pong = False
         self._owner = owner
         self._body_limit = body_limit
+        self._scheme = scheme
         self._frames = m.Frames(m.FromWorker)
         self._transport: asyncio.Transport | None = None
         self._pending: dict[int, _Pending] = {}
@@ -112,6 +120,7 @@ class AppLink(asyncio.Protocol):
                 request.query,
                 headers,
                 request.body,
+                self._scheme,
             )
         )
 

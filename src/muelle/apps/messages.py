@@ -34,6 +34,7 @@ class Request(Frame, frozen=True):
     query: bytes
     headers: Headers
     body: bytes
+    scheme: str = "http"
 
 
 class Cancelled(Frame, frozen=True):

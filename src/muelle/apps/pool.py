@@ -51,6 +51,8 @@ class AppSpec:
     load_timeout_s: float = 60.0
     memory_limit_bytes: int = 0
     body_limit_bytes: int = 1024**3
+    scheme: str = "http"
+    """What clients speak to the server: `http` or `https`."""
 
 
 class AppPool:
@@ -257,7 +259,7 @@ class AppPool:
             memory_limit_bytes=self.spec.memory_limit_bytes,
             env=self._env,
         )
-        link = AppLink(index, process, self, self.spec.body_limit_bytes)
+        link = AppLink(index, process, self, self.spec.body_limit_bytes, self.spec.scheme)
         self._links[index] = link
         connecting = self._loop.create_task(self._connect(link))
         self._tasks.add(connecting)

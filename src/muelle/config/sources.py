@@ -119,7 +119,7 @@ def read_file(path: Path) -> dict[str, Given]:
     if given := found.given.get("security.require_signature"):
         keys = tuple(str(path.parent / Path(key).expanduser()) for key in given.value)
         found.given["security.require_signature"] = Given(given.path, keys, given.origin)
-    for name in ("store", "admin.token_file"):
+    for name in ("store", "admin.token_file", "listen.tls_cert", "listen.tls_key"):
         if (given := found.given.get(name)) and given.value:
             moved_to = str(path.parent / Path(given.value).expanduser())
             found.given[name] = Given(name, moved_to, given.origin)

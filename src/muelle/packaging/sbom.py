@@ -6,6 +6,7 @@ Pure: parts in, bytes out. Not for finding the parts, nor for their vulnerabilit
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ NAME = "sbom.cdx.json"
 """What the list is called where it lies in an image or bundle."""
 
 _EXTRA = "build"
+_PYPI_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _NAMESPACE = uuid.UUID("5e2d4c1e-6f0b-5a53-9c0a-4f2c8c1d7b10")
 _LICENCE_LENGTH = 120
 """Some packages put the whole text where the name belongs."""
@@ -139,13 +141,14 @@ def _package(part: PackagePart) -> Any:
     component = library("cyclonedx.model.component", _EXTRA)
     evidence = library("cyclonedx.model.component_evidence", _EXTRA)
     purl = _purl(part.name, part.version)
+    ref = str(purl) if purl is not None else f"package:{part.name}@{part.version}"
     places = [evidence.Occurrence(location=file) for file in part.files]
     return component.Component(
         name=part.name,
         version=part.version,
         type=component.ComponentType.LIBRARY,
         # The wheels of several platforms are parts of their own.
-        bom_ref=f"{purl}#{part.sha256[:16]}" if part.sha256 else str(purl),
+        bom_ref=f"{ref}#{part.sha256[:16]}" if part.sha256 else ref,
         purl=purl,
         hashes=_hashes(part.sha256),
         licenses=[_licence(part.licence)] if part.licence.strip() else [],
@@ -198,6 +201,9 @@ def _base(part: BasePart) -> Any:
 
 
 def _purl(name: str, version: str) -> Any:
+    """Return the package's address in PyPI's terms, None for a name that none can have there."""
+    if not _PYPI_NAME.match(name):
+        return None
     return library("packageurl", _EXTRA).PackageURL("pypi", name=name, version=version)
 
 

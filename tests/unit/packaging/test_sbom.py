@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from muelle.core.records import StoredFile, VersionRecord
@@ -130,6 +130,7 @@ def test_licences_as_packages_write_them(licence: str, expected: Any) -> None:
     assert trouble(made) == ""
 
 
+@example("/", "", "", [])
 @given(
     st.text(max_size=30), st.text(max_size=10), st.text(max_size=200),
     st.lists(st.text(min_size=1, max_size=20), max_size=3, unique=True),
