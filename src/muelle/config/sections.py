@@ -128,10 +128,11 @@ class AppConfig(Section, frozen=True):
 
 
 class SecurityConfig(Section, frozen=True):
-    """What must be proved before something is served."""
+    """What a model must bring along before it is used."""
 
     require_signature: tuple[str, ...] = ()
-    """Files of public keys (PEM): a version is loaded only when one of them has signed it."""
+    """Files with public keys: nothing is loaded that none of them has signed. Empty: no signature
+    is asked for."""
 
 
 class ServeConfig(Section, frozen=True):
