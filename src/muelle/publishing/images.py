@@ -76,13 +76,18 @@ def lock_chosen(
 ) -> Lock:
     """Lay the wheels ready that a service of these versions needs. Raise ArtifactError."""
     environments = {}
+    more = list(app.requirements) if app is not None else []
     if chosen.store is not None:
+        folder = chosen.store.folder
+        if any(read_signatures(folder, record.digest) for record in chosen.records):
+            # Whoever serves signed versions may want to insist on their signatures.
+            more.append("muelle[sign]")
         environments = read_environments(chosen.store.folder / "environments", chosen.records)
     return lock_for(
         chosen.records,
         target=target,
         wheels=wheels,
-        more=app.requirements if app is not None else (),
+        more=more,
         environments=environments,
         env=env,
         progress=progress,
