@@ -20,7 +20,7 @@ async def lifespan(app):
     marks = os.environ.get("SHOP_MARKS", "")
     if marks:
         Path(marks).write_text("started\n")
-    yield
+    yield {"opened": "at nine"}
     if marks:
         Path(marks).write_text(Path(marks).read_text() + "stopped\n")
 
@@ -97,6 +97,11 @@ async def upload(file: UploadFile):
 async def echo(request: Request):
     body = await request.body()
     return Response(body, media_type="application/octet-stream", headers={"x-len": str(len(body))})
+
+
+@app.get("/state")
+def state(request: Request):
+    return {"opened": request.state.opened}
 
 
 @app.get("/cookies")

@@ -1,6 +1,7 @@
 """A Flask application around a model. For tests."""
 
 import os
+import threading
 
 from flask import Flask, request
 
@@ -18,6 +19,14 @@ def create_app():
     def score():
         answer = muelle.model("flowers").predict(request.json["rows"])
         return {"labels": answer["label"].tolist()}
+
+    @app.get("/hang")
+    def hang():
+        threading.Event().wait()
+
+    @app.post("/size")
+    def size():
+        return {"size": len(request.get_data())}
 
     @app.get("/raise")
     def fail():

@@ -145,6 +145,25 @@ def test_http_goes_through_whole(shop: Served) -> None:
     assert (status, answer) in ((200, b""), (405, b""))
 
 
+def test_chunked_bodies_arrive(shop: Served, till: Served) -> None:
+    """A body of unknown length reaches both kinds of application whole."""
+    for served, path in ((shop, "/echo"), (till, "/size")):
+        connection = served.connect()
+        pieces = (b"x" * 1000 for _ in range(50))
+        connection.request("POST", path, pieces, encode_chunked=True,
+                           headers={"transfer-encoding": "chunked"})  # fmt: skip
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        assert response.status == 200, body
+        assert body == b"x" * 50_000 or json.loads(body) == {"size": 50_000}
+
+
+def test_what_the_lifespan_keeps_reaches_requests(shop: Served) -> None:
+    """The state that an application makes at its start is there in each request."""
+    assert ask(shop, "GET", "/state")[1] == {"opened": "at nine"}
+
+
 def test_two_cookies_stay_two(shop: Served, till: Served) -> None:
     """`set-cookie` may come several times; joining them would break both."""
     for served in (shop, till):
@@ -203,6 +222,21 @@ def test_slow_and_hung_requests(flowers: str) -> None:
         assert served.ask("GET", "/slow?seconds=30")[0] == 504
         assert ask(served, "GET", "/")[1]["pid"] == first
         assert served.ask("GET", "/block?seconds=60")[0] == 504
+
+        def replaced() -> bool:
+            status, _, answer = served.ask("GET", "/")
+            return status == 200 and json.loads(answer)["pid"] != first
+
+        eventually(replaced, 30)
+
+
+def test_threads_that_hang_are_replaced(flowers: str) -> None:
+    """When every thread of a WSGI process hangs, the process is replaced and answers again."""
+    args = (f"{APPS}/till.py:app", flowers, "--app-threads", "2", "--app-timeout-s", "0.5")
+    with Served(*args) as served:
+        first = ask(served, "GET", "/")[1]["pid"]
+        calls = [lambda: served.ask("GET", "/hang")[0] for _ in range(2)]
+        assert set(in_parallel(calls)) <= {502, 504}
 
         def replaced() -> bool:
             status, _, answer = served.ask("GET", "/")

@@ -26,6 +26,8 @@ log = logging.getLogger("muelle.app")
 
 Message = MutableMapping[str, Any]
 
+_FRAMING = frozenset({b"transfer-encoding", b"content-length"})
+
 
 class AppServer(asyncio.Protocol):
     """The worker's end of the channel, and the requests that run. Used on the loop's thread."""
@@ -33,6 +35,8 @@ class AppServer(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.ended = loop.create_future()
+        self.state: Message = {}
+        """What the application's lifespan keeps for its requests."""
         self._frames = m.Frames(m.ToWorker)
         self._transport: asyncio.Transport | None = None
         self._app: Callable[..., Any] | None = None
@@ -126,7 +130,7 @@ class AppServer(asyncio.Protocol):
         answer = _Answer(self, request.id)
         try:
             assert self._app is not None
-            await self._app(_scope(request), _receiver(request, self.loop), answer.send)
+            await self._app(_scope(request, self.state), _receiver(request, self.loop), answer.send)
         except asyncio.CancelledError:
             return
         except Exception:
@@ -163,7 +167,11 @@ class _Answer:
             await self._server.write_body(self._number, bytes(message.get("body", b"")), more)
 
 
-def _scope(request: m.Request) -> Message:
+def _scope(request: m.Request, state: Message) -> Message:
+    # The body comes whole: how it was cut on the way is over, and WSGI asks for its length.
+    headers = [pair for pair in request.headers if pair[0] not in _FRAMING]
+    if request.body:
+        headers.append((b"content-length", b"%d" % len(request.body)))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -174,10 +182,11 @@ def _scope(request: m.Request) -> Message:
         "raw_path": request.raw_path,
         "query_string": request.query,
         "root_path": "",
-        "headers": list(request.headers),
+        "headers": headers,
         "client": None,
         "server": None,
-        "state": {},
+        # As the specification has it: each request gets a copy of what the lifespan has kept.
+        "state": dict(state),
     }
 
 
@@ -198,8 +207,10 @@ def _receiver(request: m.Request, loop: asyncio.AbstractEventLoop) -> Callable[[
 class Lifespan:
     """Starts and ends an application that has a lifespan; others are left alone."""
 
-    def __init__(self, app: Callable[..., Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._app, self._loop = app, loop
+    def __init__(
+        self, app: Callable[..., Any], loop: asyncio.AbstractEventLoop, state: Message
+    ) -> None:
+        self._app, self._loop, self._state = app, loop, state
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._told: asyncio.Future[str] = loop.create_future()
         self._task: asyncio.Task[None] | None = None
@@ -223,7 +234,8 @@ class Lifespan:
         return await self._told
 
     async def _run(self) -> None:
-        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        asgi = {"version": "3.0", "spec_version": "2.0"}
+        scope = {"type": "lifespan", "asgi": asgi, "state": self._state}
         try:
             await self._app(scope, self._inbox.get, self._hear)
         except Exception as exc:
@@ -253,7 +265,7 @@ async def serve(sock: socket.socket, target: AppTarget, threads: int) -> None:
     await loop.create_unix_connection(lambda: server, sock=sock)
     try:
         kind, app = as_asgi(load_app(target), threads)
-        lifespan = Lifespan(app if kind == "ASGI" else _no_lifespan, loop)
+        lifespan = Lifespan(app if kind == "ASGI" else _no_lifespan, loop, server.state)
         await lifespan.start()
     except MuelleError as exc:
         server.send(m.LoadFailed(exc.message))

@@ -72,6 +72,8 @@ class AppLink(asyncio.Protocol):
         self.served = False
         """Whether it has answered anything."""
         self.awaits_pong = False
+        self.late = 0
+        """Requests that ran out of time since the last answer."""
         self._owner = owner
         self._body_limit = body_limit
         self._scheme = scheme
@@ -205,6 +207,7 @@ class AppLink(asyncio.Protocol):
     def _settle(self, number: int, result: Answer | MuelleError) -> None:
         pending = self._pending.pop(number)
         self.served = True
+        self.late = 0
         pending.done(result)
 
 

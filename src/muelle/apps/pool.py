@@ -189,6 +189,11 @@ class AppPool:
         if not link.cancel(number):
             return
         finish(DeadlineExceeded(f"the application took longer than {self.spec.timeout_s:g} s"))
+        link.late += 1
+        if self.kind == "WSGI" and link.late >= self.spec.threads and link in self._links:
+            # A thread cannot be taken back: as many as there are hang, and nothing came out since.
+            self.link_ended(link, "all its threads hang")
+            return
         # One slow request is its own affair; a loop that does not turn is everybody's.
         if not link.awaits_pong:
             link.ping()
