@@ -352,7 +352,7 @@ def test_two_builds_are_the_same_bytes(place: Path) -> None:
 
 
 def test_a_new_version_moves_only_its_own_bytes(place: Path) -> None:
-    """Between the images of two versions only the version's layer and the index differ."""
+    """Between two versions' images only the version's layer, index and list of parts differ."""
     layers = []
     for version in ("1", "2"):
         build(place, f"fraud:{version}", "-t", f"fraud:{version}", "-o", f"layout{version}")
@@ -361,8 +361,8 @@ def test_a_new_version_moves_only_its_own_bytes(place: Path) -> None:
         layers.append({layer["digest"]: layer["size"] for layer in json.loads(manifest)["layers"]})
     old, new = layers
     moved = {digest: size for digest, size in new.items() if digest not in old}
-    assert len(moved) == 2
-    assert sum(moved.values()) < 5_000
+    assert len(moved) == 3
+    assert sum(moved.values()) < 10_000
     assert sum(new.values()) > 50_000_000
 
 
