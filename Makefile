@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all slow lint format bench fuzz clean
+.PHONY: help demo test test-all slow lint format bench fuzz clean protos
 
 help:
 	@echo "make demo      train two small models, serve them, show a curl line"
@@ -56,6 +56,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+protos: $(VENV)/.dev
+	$(BIN)/python tools/compile_protos.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

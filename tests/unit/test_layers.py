@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2] / "src" / "muelle"
 DECIDERS = {"protocols", "scheduling", "routing", "lifecycle"}
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
+    "protos": set(),
     "config": {"core"},
     "texts": {"core", "locales"},
     "protocols": {"core", "config"},

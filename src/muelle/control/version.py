@@ -204,6 +204,7 @@ class LiveVersion:
             examples=_examples(record),
             one_try=one_try,
             python=python,
+            settings=artifact.settings,
         )
         return WorkerPool(
             spec,

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from muelle.core.records import RouteSpec, VersionRecord
+from muelle.core.settings import ModelSettings
 
 Key = tuple[str, str]
 """Model and version."""
@@ -34,6 +35,8 @@ class Artifact:
     """Changes when the content does: the same version with another mark is another artifact."""
     record: VersionRecord | None = None
     """What the store knows of it; None for a plain file."""
+    settings: ModelSettings | None = None
+    """The model's own configuration, when it comes with one."""
     size: int = 0
     """Bytes on disk, for a first guess at its memory."""
 

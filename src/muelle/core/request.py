@@ -69,6 +69,17 @@ class Tensor:
         return Tensor(self.name, self.datatype, shape, part, self.code, size)
 
 
+class SequenceRef:
+    """Which sequence a request belongs to, and where in it. An id of 0 or "" is no sequence."""
+
+    __slots__ = ("end", "id", "start")
+
+    def __init__(self, id: int | str, start: bool = False, end: bool = False) -> None:
+        self.id = id
+        self.start = start
+        self.end = end
+
+
 class InferRequest:
     """What one caller asked of one model version.
 
@@ -76,7 +87,18 @@ class InferRequest:
     1 for a model without a rows axis. `timeout_s` is the caller's own limit, or None.
     """
 
-    __slots__ = ("id", "inputs", "n_rows", "outputs", "parameters", "timeout_s")
+    __slots__ = (
+        "id",
+        "inputs",
+        "n_rows",
+        "outputs",
+        "parameters",
+        "priority",
+        "queue_timeout_us",
+        "sequence",
+        "streams",
+        "timeout_s",
+    )
 
     def __init__(
         self,
@@ -94,7 +116,16 @@ class InferRequest:
         self.outputs = outputs
         """Names of the wanted outputs, empty for all."""
         self.parameters = parameters
+        """What the caller sends along for the model: no reserved names."""
         self.timeout_s = timeout_s
+        self.priority = 0
+        """1 is the highest, 0 takes the model's default."""
+        self.queue_timeout_us = 0
+        """How long it may wait before it runs, where the model's queue policy allows it."""
+        self.sequence: SequenceRef | None = None
+        self.streams = False
+        """Whether the caller takes several answers, or none: `done` is then called once for each,
+        the last with `final` set."""
 
 
 class BatchOutput:
@@ -190,17 +221,21 @@ class OutputTensor:
 class InferResponse:
     """The answer to one request. Its tensors are valid only inside the callback that gets it."""
 
-    __slots__ = ("model", "outputs", "parameters", "version")
+    __slots__ = ("final", "model", "outputs", "parameters", "version")
 
     def __init__(self, model: str, version: str, outputs: Sequence[OutputTensor]) -> None:
         self.model = model
         self.version = version
         self.outputs = outputs
+        """Of a decoupled model's last answer perhaps none at all."""
         self.parameters: Mapping[str, Any] | None = None
+        self.final = True
+        """Whether no more answers come to the same request (decoupled models)."""
 
 
 Done = Callable[["InferResponse | Exception"], None]
-"""Receives the answer or a MuelleError, exactly once, on the event loop's thread."""
+"""Receives the answer or a MuelleError on the event loop's thread: exactly once, unless the
+request `streams`; then the call with an error, or with `final` set, is the last."""
 
 
 def encode_bytes_tensor(values: Sequence[bytes | None]) -> bytes:

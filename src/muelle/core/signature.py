@@ -42,11 +42,13 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.datatype} [{', '.join(map(str, self.shape))}]"
 
 
-class Signature(msgspec.Struct, frozen=True, kw_only=True):
+class Signature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The inputs and outputs of a model version, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    batched: bool = True
+    """False: requests are never joined, whatever the shapes would allow."""
 
     def __post_init__(self) -> None:
         for specs in (self.inputs, self.outputs):
@@ -57,8 +59,10 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_rows(self) -> bool:
         """Whether requests can be batched: axis 0 of every tensor is the free rows axis."""
-        return bool(self.inputs) and all(
-            s.shape and s.shape[0] == -1 for s in (*self.inputs, *self.outputs)
+        return (
+            self.batched
+            and bool(self.inputs)
+            and all(s.shape and s.shape[0] == -1 for s in (*self.inputs, *self.outputs))
         )
 
     @property

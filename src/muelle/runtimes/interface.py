@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import msgspec
 import numpy as np
 
+from muelle.core.settings import ModelSettings
 from muelle.core.signature import Signature, TensorSpec
 
 Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
@@ -31,6 +32,9 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The format that the server found, and decided about (trust!). Empty: not known."""
     name: str = ""
     """The served model's name, for messages only."""
+    version: str = ""
+    settings: ModelSettings | None = None
+    """The model's own configuration, when there is one."""
 
 
 class LoadedModel(Protocol):

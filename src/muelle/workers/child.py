@@ -24,6 +24,7 @@ import numpy as np
 from muelle.core.errors import ArtifactError, MissingLibrary
 from muelle.core.records import StoredTensor
 from muelle.core.request import decode_array, encode_array
+from muelle.core.settings import ModelSettings
 from muelle.core.signature import row_bytes
 from muelle.core.tensor import DATATYPES
 from muelle.runtimes.interface import Arrays, LoadedModel, LoadOptions
@@ -140,6 +141,7 @@ def _load(
     try:
         model = load(message)
         example = model.example
+        completed: ModelSettings | None = getattr(model, "settings", None)
         answers = tuple(_rehearse(model, i, inputs) for i, inputs in enumerate(examples))
         channel.send(
             m.Loaded(
@@ -148,6 +150,7 @@ def _load(
                 example=None if example is None else {k: _plain(v) for k, v in example.items()},
                 output_row_bytes=row_bytes(model.signature.outputs),
                 answers=answers,
+                settings=msgspec.msgpack.encode(completed) if completed is not None else b"",
             )
         )
     except ExampleFailed as exc:
@@ -335,6 +338,10 @@ def load_artifact(message: m.Load) -> LoadedModel:
         max_batch_size=message.max_batch_size,
         format=message.format,
         name=message.name,
+        version=message.version,
+        settings=msgspec.msgpack.decode(message.settings, type=ModelSettings)
+        if message.settings
+        else None,
     )
     return runtime.load(Path(message.path), options)
 

@@ -42,6 +42,9 @@ class Load(Message, tag=1, frozen=True):
     examples_bytes: int = 0
     """Length of the examples to run before answering, as MessagePack of `Examples` in a memfd that
     comes with this message. 0: none."""
+    version: str = ""
+    settings: bytes = b""
+    """MessagePack of `core.settings.ModelSettings`, empty for none."""
 
 
 class TensorAt(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -85,6 +88,8 @@ class Loaded(Message, tag=11, frozen=True):
     """Expected bytes of all outputs per row, 0 when not known."""
     answers: tuple[tuple[StoredTensor, ...], ...] = ()
     """What the model answered to each of Load's examples."""
+    settings: bytes = b""
+    """Load's settings, completed by what the model says (MessagePack); empty: as they were."""
 
 
 class LoadFailed(Message, tag=12, frozen=True):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from muelle.core.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -25,6 +27,7 @@ from muelle.core.errors import (
 )
 from muelle.core.events import Listener, VersionFailed, VersionLoading, VersionReady, WorkerDied
 from muelle.core.request import BatchOutput, Done, InferRequest, InferResponse, OutputTensor
+from muelle.core.settings import ModelSettings
 from muelle.core.signature import Signature
 from muelle.core.status import VersionState, WorkerState, WorkerStatus
 from muelle.lifecycle.policy import RestartPolicy
@@ -70,6 +73,8 @@ class PoolSpec:
     """MessagePack of `messages.Examples`: every worker runs them before it counts as loaded."""
     python: str = ""
     """Interpreter of the version's own environment, "" for the server's."""
+    settings: ModelSettings | None = None
+    """The model's own configuration."""
     one_try: bool = False
     """Whether a crash during the first load is final: something else serves meanwhile."""
 
@@ -124,6 +129,8 @@ class WorkerPool:
         self.reason = "loading"
         self.signature: Signature | None = None
         self.info: dict[str, Any] = {}
+        self.settings = spec.settings
+        """The model's own configuration, completed by the model once it is loaded."""
         self.example: dict[str, Any] | None = None
         self._loop = loop
         self._now = time.monotonic
@@ -132,6 +139,8 @@ class WorkerPool:
         self._policy = RestartPolicy()
         self._seats = [_Seat(i) for i in range(spec.workers)]
         self._batcher = self._new_batcher(spec.max_batch_size)
+        self.max_batch_size = spec.max_batch_size
+        """Rows of one batch; the model's own once it is loaded."""
         self._split_above = spec.max_batch_size
         self._has_rows = True
         self._keyed = False
@@ -272,6 +281,11 @@ class WorkerPool:
             timeout_s = request.timeout_s
         deadline = arrived + timeout_s
         if request.n_rows > self._split_above and self._has_rows:
+            if self.settings is not None and self.settings.max_batch_size is not None:
+                raise BadRequest(
+                    f"{self.spec.model}: {request.n_rows} rows, the model's max_batch_size is "
+                    f"{self.max_batch_size}"
+                )
 
             def submit_part(part: InferRequest, part_done: Done) -> Callable[[], None]:
                 return self._queue(part, part_done, self._now(), deadline)
@@ -389,7 +403,7 @@ class WorkerPool:
         if seat.timer is not None:
             seat.timer.cancel()
             seat.timer = None
-        link.set_sizes(signature, message.output_row_bytes, self.spec.max_batch_size)
+        link.set_sizes(signature, message.output_row_bytes, self.max_batch_size)
         link.ready = True
         seat.state = "ready"
         was_ready = self.state == "READY"
@@ -410,14 +424,22 @@ class WorkerPool:
         self.signature = signature = message.signature
         self.info = message.info
         self.example = message.example
+        if message.settings:
+            self.settings = msgspec.msgpack.decode(message.settings, type=ModelSettings)
         self._has_rows = signature.has_rows
         self._keyed = not signature.has_rows or any(
             s.optional or any(d < 0 for d in s.row_shape) for s in signature.inputs
         )
         self.takes_plain_rows = not self._keyed
+        self.max_batch_size = self.spec.max_batch_size
+        if self.settings is not None and self.settings.max_batch_size is not None:
+            self.max_batch_size = max(1, self.settings.max_batch_size)
         if not signature.has_rows:
             # Without a rows axis nothing can share a batch; a request is one whole.
-            self._batcher = self._new_batcher(1)
+            self.max_batch_size = 1
+        self._split_above = self.max_batch_size
+        if self.max_batch_size != self.spec.max_batch_size:
+            self._batcher = self._new_batcher(self.max_batch_size)
 
     def load_failed(self, link: WorkerLink, message: m.LoadFailed) -> None:
         """A worker says why the model cannot be loaded."""
@@ -534,6 +556,8 @@ class WorkerPool:
                     slots=SLOTS,
                     memory_limit_bytes=spec.memory_limit_bytes,
                     examples_bytes=len(spec.examples),
+                    version=spec.version,
+                    settings=msgspec.msgpack.encode(spec.settings) if spec.settings else b"",
                 ),
                 spec.examples,
             )
