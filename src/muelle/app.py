@@ -29,6 +29,7 @@ from muelle.inference import InferenceService, error_encoder
 from muelle.management import ManagementService
 from muelle.protocols import native
 from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.rpc.infer import InferCalls
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
@@ -140,6 +141,7 @@ class Server:
             internal_error=_internal_error,
             loop=loop,
         )
+        self.http.methods = InferCalls(self.inference).methods()
         self.admin = Admin(
             config.admin,
             config.limits,

@@ -109,6 +109,18 @@ class InferenceService:
                 cancel()
             raise
 
+    def endpoint(self, protocol: str, name: str, version: str | None) -> Endpoint:
+        """Return what answers for a model (and version) in a protocol.
+
+        Raise ModelNotFound, VersionNotFound, or Unavailable while it is not loaded.
+        """
+        served = self.table.version(name, version)
+        endpoint = served.endpoints.get(protocol)
+        if endpoint is None:
+            self.asked(name, version)
+            raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
+        return endpoint
+
     def _endpoint(self, request: HttpRequest) -> Endpoint:
         for protocol, pattern in (("native", _PREDICT), ("v2", _INFER)):
             match = pattern.match(request.path)
@@ -117,12 +129,7 @@ class InferenceService:
             if request.method != b"POST":
                 raise MethodNotAllowed(f"{request.method.decode('latin-1')}: this path takes POST")
             name, version = match.groups()
-            served = self.table.version(name, version)
-            endpoint = served.endpoints.get(protocol)
-            if endpoint is None:
-                self.asked(name, version)
-                raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
-            return endpoint
+            return self.endpoint(protocol, name, version)
         raise RouteNotFound("no such path; see GET /models for what is served")
 
     def _decompressed(self, request: HttpRequest) -> bytes:

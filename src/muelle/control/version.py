@@ -24,6 +24,7 @@ from muelle.lifecycle.compare import compare_answers
 from muelle.protocols.native import NativeCodec
 from muelle.protocols.native_plain import NativePlain
 from muelle.protocols.v2 import V2Codec
+from muelle.protocols.v2_grpc import GrpcCodec, GrpcPlain, GrpcStreamCodec
 from muelle.protocols.v2_plain import V2Plain
 from muelle.telemetry.metrics import VersionMetrics
 from muelle.workers.messages import Loaded
@@ -234,12 +235,17 @@ class LiveVersion:
                 V2Plain(name, number, signature, depth),
             ),
         )
+        decoupled = pool.settings is not None and pool.settings.decoupled
+        grpc = GrpcCodec(name, number, signature)
+        named: tuple[tuple[str, Codec, PlainCodec | None], ...] = (
+            *((codec.protocol, codec, plain) for codec, plain in codecs),
+            ("v2_grpc", grpc, GrpcPlain(grpc)),
+            ("v2_stream", GrpcStreamCodec(name, number, signature, decoupled=decoupled), None),
+        )
         return MappingProxyType(
             {
-                codec.protocol: PredictEndpoint(
-                    codec, plain, pool, self.metrics, time.monotonic, self.digest
-                )
-                for codec, plain in codecs
+                key: PredictEndpoint(codec, plain, pool, self.metrics, time.monotonic, self.digest)
+                for key, codec, plain in named
             }
         )
 
