@@ -23,6 +23,8 @@ from muelle.transport.http2.messages import BadMessage, MessageReader, pack, unp
 if TYPE_CHECKING:
     from muelle.transport.http2.connection import Http2Connection
 
+COPY_BELOW = 65_536
+"""Larger answers are written where they lie, smaller ones in one piece with their frames."""
 COMPRESS_FROM = 256
 """Smaller messages only grow."""
 
@@ -134,6 +136,7 @@ class Http2Stream:
             or n > connection.send_window
             or self.head.encoding != b"identity"
             or connection.paused
+            or n > COPY_BELOW
         ):
             self._send_head(metadata)
             self._queue(message)
