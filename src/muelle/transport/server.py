@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol
 
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
@@ -32,6 +32,16 @@ Direct = Callable[[], Answer]
 Refusal = Callable[[bytes, int, str, str], Answer]
 
 
+class Hosted(Protocol):
+    """An application of the user's beside our own endpoints."""
+
+    def owns(self, path: str) -> bool:
+        """Whether a request for this (decoded) path is the application's."""
+
+    def begin(self, request: HttpRequest, raw_path: bytes, done: Reply) -> Cancel | None:
+        """Answer a request. Never raises."""
+
+
 class HttpServer:
     """One port. Implements `connection.Site`; used on the event loop's thread only."""
 
@@ -44,7 +54,11 @@ class HttpServer:
         refusal: Refusal,
         internal_error: Callable[[bytes, str], Answer],
         loop: asyncio.AbstractEventLoop,
+        hosted: Hosted | None = None,
+        moved: AsgiHost | None = None,
     ) -> None:
+        """`hosted` gets what it owns; `moved` is our own app for the paths below its root, when
+        the hosted one has taken the others."""
         self.limits = limits
         self.heads = HeadReader(limits)
         self.hot: dict[bytes, Endpoint] = {}
@@ -53,6 +67,8 @@ class HttpServer:
         self.refusal = refusal
         self._asgi = asgi
         self._direct = direct
+        self._hosted = hosted
+        self._moved = moved
         self._internal_error = internal_error
         self._loop = loop
         self._connections: set[HttpConnection] = set()
@@ -101,7 +117,12 @@ class HttpServer:
             if direct is not None:
                 done(direct())
                 return None
-        return self._asgi.begin(
+        if self._hosted is not None and self._hosted.owns(request.path):
+            return self._hosted.begin(request, raw_path, done)
+        asgi = self._asgi
+        if self._moved is not None and request.path.startswith(f"{self._moved.root}/"):
+            asgi = self._moved
+        return asgi.begin(
             request,
             raw_path,
             done,
