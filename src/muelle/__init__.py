@@ -8,9 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Model", "Signature", "TensorSpec", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "LocalModel",
+    "Model",
+    "Signature",
+    "TensorSpec",
+    "__version__",
+    "model",
+]
 
 if TYPE_CHECKING:
+    from muelle.apps.local import LocalModel, model
     from muelle.client import AsyncClient, Client
     from muelle.core.signature import Signature, TensorSpec
     from muelle.runtimes.interface import Model
@@ -18,9 +28,11 @@ if TYPE_CHECKING:
 _LAZY = {
     "AsyncClient": "muelle.client",
     "Client": "muelle.client",
+    "LocalModel": "muelle.apps.local",
     "Signature": "muelle.core.signature",
     "TensorSpec": "muelle.core.signature",
     "Model": "muelle.runtimes.interface",
+    "model": "muelle.apps.local",
 }
 
 

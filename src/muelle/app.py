@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 from muelle import __version__
 from muelle.app_admin import Admin
 from muelle.app_sources import new_source
+from muelle.apps.doors import Doors
+from muelle.apps.host import OUR_ROOT, AppHost
 from muelle.config.sections import ServeConfig
 from muelle.control.sources import StoreSource
 from muelle.control.wanted import Source
@@ -108,6 +112,14 @@ class Server:
             table_changed=self._table_changed,
         )
         self.asgi = AsgiHost(self._build_api, loop)
+        doors = Doors(self.inference, self.management.model)
+        self.host: AppHost | None = None
+        moved: AsgiHost | None = None
+        if config.app.target:
+            self.host = AppHost(config, doors, env=os.environ, listener=self._listener, loop=loop)
+            self.management.also_ready = self.host.pool.ready
+            if self.host.takes_root:
+                moved = AsgiHost(self._build_api, loop, root=OUR_ROOT)
         self.http = HttpServer(
             config.limits,
             asgi=self.asgi,
@@ -115,6 +127,8 @@ class Server:
             refusal=_refusal,
             internal_error=_internal_error,
             loop=loop,
+            hosted=self.host,
+            moved=moved,
         )
         self.admin = Admin(
             config.admin,
@@ -129,7 +143,7 @@ class Server:
         await self.http.start(self._sock)
         self.management.url = self._url()
         await self.admin.start()
-        loading = loop.create_task(self.management.start())
+        loading = loop.create_task(self._load(doors))
         ended = loop.create_task(self._ended.wait())
         await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -149,9 +163,33 @@ class Server:
         await self._end(config.drain_s)
         return 0
 
+    async def _load(self, doors: Doors) -> None:
+        """Load models and application at the same time; one may ask the other while it starts."""
+        if self.host is None:
+            await self.management.start()
+            return
+        starting = asyncio.ensure_future(self.host.pool.start())
+        models = asyncio.ensure_future(self.management.start())
+        try:
+            await asyncio.wait({starting, models}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # An app that cannot be loaded need not wait for the models.
+            await models
+            if self.management.failures() and not isinstance(self._source, StoreSource):
+                return
+            doors.open()
+            await starting
+        finally:
+            starting.cancel()
+            models.cancel()
+
     async def _end(self, timeout_s: float) -> None:
         self.management.draining = True
+        began = time.monotonic()
         await self.http.drain(timeout_s)
+        if self.host is not None:
+            # While it finishes its work it may still ask the models.
+            await self.host.pool.stop(max(1.0, timeout_s - (time.monotonic() - began)))
         await self.management.stop()
         await self.admin.stop()
 
@@ -161,7 +199,8 @@ class Server:
         gc.freeze()
         # Requests make no cycles: looking for some after each few hundred objects is for nothing.
         gc.set_threshold(GC_OBJECTS, 20, 20)
-        self._listener(Listening(url=self._url(), models=self.management.models()))
+        moved = self.host is not None and self.host.takes_root
+        self._listener(Listening(url=self._url(), models=self.management.models(), moved=moved))
         loop = asyncio.get_running_loop()
         loop.call_later(WARM_APP_AFTER_S, self.asgi.warm)
         loop.call_later(2 * WARM_APP_AFTER_S, self.admin.warm)
@@ -176,8 +215,6 @@ class Server:
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
-                import os
-
                 os._exit(130)
         self._ended.set()
 
@@ -199,7 +236,12 @@ class Server:
             ok, reason = self.management.ready()
             return _ready_answer(ok, reason, 400)
 
-        return {
+        moved: dict[bytes, Callable[[], Answer]] = {}
+        if self.host is not None and self.host.takes_root:
+            # Relative, so that it also works behind a proxy that adds a prefix.
+            location = ((b"location", b"muelle/docs"),)
+            moved[OUR_ROOT.encode()] = lambda: Answer(307, b"text/plain", b"see docs\n", location)
+        return moved | {
             b"/live": live,
             b"/ready": ready,
             b"/v2/health/live": live,
@@ -210,7 +252,8 @@ class Server:
         }
 
     def _metrics(self) -> bytes:
-        return render(self.management.models(), self.management.metrics(), __version__)
+        text = render(self.management.models(), self.management.metrics(), __version__)
+        return text if self.host is None else text + self.host.metrics.render()
 
     def _build_api(self) -> App:
         from muelle.api.app import ApiDoors, build_app

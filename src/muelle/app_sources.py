@@ -28,6 +28,8 @@ def new_source(config: ServeConfig) -> Source:
             raise ConfigError("name either files or --models of a store, not both")
         return _file_source(config)
     folder = Path(config.store).expanduser() if config.store else default_store(os.environ)
+    if config.app.target and not config.store and not (folder / "store.db").exists():
+        return _file_source(config)  # An application alone: nothing, but in the usual form.
     if not config.store and not (folder / "store.db").exists():
         raise ConfigError(
             "nothing to serve: name a model file or a folder, push a model to the store "

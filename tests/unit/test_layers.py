@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "core", "config", "texts", "protocols.native", "runtimes", "repository", "workers.probe",
         "workers.messages", "routing.weights", "packaging", "publishing", "client",
-        "telemetry.audit", "app", "templates",
+        "telemetry.audit", "app", "templates", "apps.target",
     },
     "healthcheck": set(),
     "client": {"core", "config", "protocols"},

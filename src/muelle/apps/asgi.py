@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from muelle.apps.channel import Channel
@@ -34,6 +36,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
+_PLACE = re.compile(r'^  File "([^"]+)", line (\d+)', re.MULTILINE)
 VERSION = {"version": "3.0", "spec_version": "2.3"}
 
 log = logging.getLogger("muelle.app")
@@ -267,6 +270,10 @@ def _content_length(start: Message) -> int:
 
 
 def _line(text: Any) -> str:
-    """Return the last line of a message: Starlette sends a whole traceback."""
+    """Return the gist of a message; Starlette sends a whole traceback."""
     lines = [line for line in str(text).splitlines() if line.strip()]
-    return " ".join(lines[-1].split())[:500] if lines else ""
+    if not lines:
+        return ""
+    places = _PLACE.findall(str(text))
+    place = f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else ""
+    return " ".join(lines[-1].split())[:500] + place

@@ -41,7 +41,9 @@ log = logging.getLogger("muelle.app")
 class Child:
     """The running application. Everything but WSGI code is on the event loop's thread."""
 
-    def __init__(self, hosted: Hosted, app: App, kind: Kind, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, hosted: Hosted, app: App, kind: Kind, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._hosted = hosted
         self._channel = hosted.channel
         self._app = app
@@ -93,7 +95,11 @@ class Child:
 
     def _begin(self, request: Request) -> None:
         running = Running(
-            request, self._app, self._channel, self._lifespan.state, cancellable=self._kind == "asgi"
+            request,
+            self._app,
+            self._channel,
+            self._lifespan.state,
+            cancellable=self._kind == "asgi",
         )
         self._running[request.id] = running
         task = self._loop.create_task(running.run())

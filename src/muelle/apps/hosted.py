@@ -101,9 +101,7 @@ class Hosted:
 
     # --- asking; any thread ---
 
-    def predict(
-        self, model: str, version: str | None, headers: dict[str, str], body: bytes
-    ) -> Ask:
+    def predict(self, model: str, version: str | None, headers: dict[str, str], body: bytes) -> Ask:
         """Send a v2 request. The future gets the answer, whatever its status."""
         ask = self._new()
         frame = Predict(
@@ -172,7 +170,9 @@ class Hosted:
         except RuntimeError:
             self._fail("the application is shutting down")
 
-    def _turn_until(self, future: concurrent.futures.Future[Reply], timeout_s: float | None) -> None:
+    def _turn_until(
+        self, future: concurrent.futures.Future[Reply], timeout_s: float | None
+    ) -> None:
         if self._loop is not None and self._loop.is_running() and not self._warned:
             self._warned = True
             log.warning(

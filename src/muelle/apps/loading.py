@@ -74,7 +74,7 @@ def as_asgi(app: Any, kind: Kind, threads: int) -> Any:
         from a2wsgi import WSGIMiddleware
     except ImportError as exc:
         raise ArtifactError(f"a WSGI application needs the library a2wsgi: {_EXTRA}") from exc
-    middleware = WSGIMiddleware(_unless_abandoned(app), workers=threads)
+    middleware: Any = WSGIMiddleware(_unless_abandoned(app), workers=threads)
 
     async def wsgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -6,7 +6,7 @@ Not for importing it: that happens in the application's own process (`apps.loadi
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -54,12 +54,15 @@ def parse_target(text: str) -> AppTarget | None:
     return None
 
 
-def split_targets(words: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def split_targets(
+    words: Sequence[str], is_path: Callable[[str], bool]
+) -> tuple[str, tuple[str, ...]]:
     """Return the one application among the words of a command line ("" for none), and the rest.
 
-    Raise ConfigError when there are two.
+    A word that is the path of something real is no application, whatever it looks like. Raise
+    ConfigError when there are two.
     """
-    apps = [word for word in words if parse_target(word) is not None]
+    apps = [word for word in words if parse_target(word) is not None and not is_path(word)]
     if len(apps) > 1:
         raise ConfigError(f"{apps[0]} and {apps[1]}: a server hosts one app; start another server")
     return (apps[0] if apps else ""), tuple(word for word in words if word not in apps)

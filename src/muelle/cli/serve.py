@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,8 +22,19 @@ def command(texts: Texts) -> click.Command:
 
 def run(cli: Cli, models: tuple[str, ...], config: str | None, **flags: Any) -> int:
     """Serve until a signal ends it; return the server's exit code."""
+    # Naming code here is the decision to run it: an app asks for no --trust.
+    from muelle.apps.target import split_targets
+
+    target, models = split_targets(models, os.path.exists)
+    if target:
+        flags["app.target"] = target
     settings, _ = read_settings(cli, models, config, **flags)
-    if not settings.models and not settings.store and not _has_store(cli):
+    if (
+        not settings.app.target
+        and not settings.models
+        and not settings.store
+        and not _has_store(cli)
+    ):
         raise click.UsageError(cli.texts("error.no_model"), click.get_current_context())
     if settings.name is not None and len(settings.models) > 1:
         text = cli.texts("error.name_for_many", count=len(settings.models))

@@ -37,6 +37,12 @@ ALIASES = {
     "admin_socket": "admin.socket",
     "admin_listen": "admin.listen",
     "admin_token_file": "admin.token_file",
+    "app_workers": "app.workers",
+    "app_threads": "app.threads",
+    "app_timeout_s": "app.timeout_s",
+    "app_max_concurrency": "app.max_concurrency",
+    "app_memory_limit_mb": "app.memory_limit_mb",
+    "app_path": "app.path",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""
 

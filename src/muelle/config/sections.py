@@ -104,6 +104,32 @@ class AdminConfig(Section, frozen=True):
     """File whose first line is the token that the TCP listener asks for."""
 
 
+class AppConfig(Section, frozen=True):
+    """A web application of the user's beside the models."""
+
+    target: str = ""
+    """`FILE.py:NAME` or `package.module:NAME`, with `()` behind a factory; empty for none."""
+    workers: PositiveInt = 1
+    """Processes of the application."""
+    threads: PositiveInt = 8
+    """Threads of a WSGI application, in each process."""
+    timeout_s: Seconds = 30.0
+    """Until an answer begins; a body that is streamed may take longer."""
+    max_concurrency: PositiveInt = 100
+    """Requests that one process works on at a time; more get 503."""
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+    """Private memory of one process, 0 for no limit."""
+    path: str = "/"
+    """The folder of paths that is the application's."""
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        if parts[0] or (self.path != "/" and not all(part.strip(".") for part in parts[1:])):
+            raise ValueError(f"path {self.path!r} is not like / or /shop")
+        if parts[1] in ("v2", "models", "muelle"):
+            raise ValueError(f"path {self.path!r}: /{parts[1]} is the server's own")
+
+
 class ServeConfig(Section, frozen=True):
     """Everything `muelle serve` needs to know."""
 
@@ -131,3 +157,4 @@ class ServeConfig(Section, frozen=True):
     worker: WorkersConfig = WorkersConfig()
     lifecycle: LifecycleConfig = LifecycleConfig()
     admin: AdminConfig = AdminConfig()
+    app: AppConfig = AppConfig()

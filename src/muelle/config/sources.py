@@ -19,7 +19,7 @@ from muelle.config.schema import ALIASES, ENV_PREFIX, Setting, settings
 from muelle.core.errors import ConfigError
 
 FILE_NAME = "muelle.toml"
-OTHER_VARIABLES = frozenset({"MUELLE_CONFIG", "MUELLE_LANG", "MUELLE_SERVER"})
+OTHER_VARIABLES = frozenset({"MUELLE_CONFIG", "MUELLE_LANG", "MUELLE_SERVER", "MUELLE_URL"})
 """Variables with our prefix that are not settings of the server."""
 
 # Kubernetes puts these into every pod beside a Service that is called `muelle`.
@@ -112,6 +112,10 @@ def read_file(path: Path) -> dict[str, Given]:
         if (given := found.given.get(name)) and given.value:
             moved_to = str(path.parent / Path(given.value).expanduser())
             found.given[name] = Given(name, moved_to, given.origin)
+    if (given := found.given.get("app.target")) and ".py:" in given.value:
+        found.given["app.target"] = Given(
+            "app.target", str(path.parent / given.value), given.origin
+        )
     return found.given
 
 

@@ -46,6 +46,7 @@ class Head:
         "is_prediction",
         "keep_alive",
         "method",
+        "old",
         "path",
         "plain",
         "query",
