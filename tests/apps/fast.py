@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import BackgroundTasks, Body, FastAPI, Request, Response, UploadFile
+from fastapi import BackgroundTasks, FastAPI, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
 
 import muelle
@@ -210,6 +210,6 @@ async def evil() -> Response:
 
 
 @app.post("/settings")
-async def settings(names: list[str] = Body()) -> dict[str, str | None]:
+async def settings(names: list[str]) -> dict[str, str | None]:
     """What the environment holds."""
     return {name: os.environ.get(name) for name in names}

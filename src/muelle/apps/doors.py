@@ -11,9 +11,9 @@ from typing import Protocol
 
 import msgspec
 
+from muelle.apps.exchange import Cancel, Reply
 from muelle.apps.frames import Describe, Predict
 from muelle.core.status import ModelStatus
-from muelle.endpoints import Cancel, Reply
 from muelle.protocols import native
 from muelle.protocols.http import JSON, Answer, HttpRequest
 

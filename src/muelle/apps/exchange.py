@@ -23,6 +23,7 @@ from muelle.telemetry.apps import AppMetrics
 log = logging.getLogger("muelle.app")
 
 Reply = Callable[[Answer], None]
+Cancel = Callable[[], None]
 
 BODILESS = (204, 304)
 CLIENT_LEFT = 499

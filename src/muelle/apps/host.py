@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from muelle.apps.doors import Doors
-from muelle.apps.exchange import Exchange, busy_answer, frames_of
+from muelle.apps.exchange import Cancel, Exchange, Reply, busy_answer, frames_of
 from muelle.apps.frames import Hello
 from muelle.apps.pool import AppPool
 from muelle.apps.process import spawn_app
@@ -20,7 +20,6 @@ from muelle.apps.target import parse_target
 from muelle.config.sections import ServeConfig
 from muelle.core.errors import ConfigError
 from muelle.core.events import Listener
-from muelle.endpoints import Cancel, Reply
 from muelle.protocols.http import HttpRequest
 from muelle.telemetry.apps import AppMetrics
 

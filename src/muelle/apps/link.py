@@ -12,7 +12,7 @@ from typing import Protocol
 
 from muelle.apps.channel import Channel
 from muelle.apps.doors import Doors
-from muelle.apps.exchange import Exchange
+from muelle.apps.exchange import Cancel, Exchange
 from muelle.apps.frames import (
     HEAD_BYTES,
     Body,
@@ -34,7 +34,6 @@ from muelle.apps.frames import (
     Stop,
 )
 from muelle.core.errors import Internal
-from muelle.endpoints import Cancel
 from muelle.protocols import native
 from muelle.protocols.http import Answer
 from muelle.workers.process import WorkerProcess
