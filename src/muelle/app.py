@@ -114,12 +114,12 @@ class Server:
         self.asgi = AsgiHost(self._build_api, loop)
         doors = Doors(self.inference, self.management.model)
         self.host: AppHost | None = None
-        moved: AsgiHost | None = None
+        root = ""
         if config.app.target:
             self.host = AppHost(config, doors, env=os.environ, listener=self._listener, loop=loop)
             self.management.also_ready = self.host.pool.ready
             if self.host.takes_root:
-                moved = AsgiHost(self._build_api, loop, root=OUR_ROOT)
+                root = OUR_ROOT
         self.http = HttpServer(
             config.limits,
             asgi=self.asgi,
@@ -128,7 +128,7 @@ class Server:
             internal_error=_internal_error,
             loop=loop,
             hosted=self.host,
-            moved=moved,
+            root=root,
         )
         self.admin = Admin(
             config.admin,

@@ -39,7 +39,7 @@ class AsgiHost:
     ) -> None:
         self._build = build
         self._loop = loop
-        self.root = root
+        self._root = root
         self._app: asyncio.Future[App] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,7 +85,7 @@ class AsgiHost:
             "path": request.path,
             "raw_path": raw_path,
             "query_string": request.query,
-            "root_path": self.root,
+            "root_path": self._root,
             "headers": headers,
             "client": None,
             "server": None,

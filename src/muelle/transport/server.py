@@ -55,10 +55,10 @@ class HttpServer:
         internal_error: Callable[[bytes, str], Answer],
         loop: asyncio.AbstractEventLoop,
         hosted: Hosted | None = None,
-        moved: AsgiHost | None = None,
+        root: str = "",
     ) -> None:
-        """`hosted` gets what it owns; `moved` is our own app for the paths below its root, when
-        the hosted one has taken the others."""
+        """`hosted` gets the paths that it owns; `root` is a folder in which our own endpoints are
+        found, too: where else, when it owns `/`."""
         self.limits = limits
         self.heads = HeadReader(limits)
         self.hot: dict[bytes, Endpoint] = {}
@@ -68,7 +68,7 @@ class HttpServer:
         self._asgi = asgi
         self._direct = direct
         self._hosted = hosted
-        self._moved = moved
+        self._root = f"{root}/"
         self._internal_error = internal_error
         self._loop = loop
         self._connections: set[HttpConnection] = set()
@@ -119,10 +119,10 @@ class HttpServer:
                 return None
         if self._hosted is not None and self._hosted.owns(request.path):
             return self._hosted.begin(request, raw_path, done)
-        asgi = self._asgi
-        if self._moved is not None and request.path.startswith(f"{self._moved.root}/"):
-            asgi = self._moved
-        return asgi.begin(
+        if len(self._root) > 1 and request.path.startswith(self._root):
+            # Nothing of ours tells its own address, so nothing has to know of the folder.
+            request.path = request.path[len(self._root) - 1 :]
+        return self._asgi.begin(
             request,
             raw_path,
             done,
