@@ -112,6 +112,9 @@ class Exchange:
         """A further piece."""
         if self._over:
             return
+        if not self._code:
+            self.failed()  # A body without a head: no process of ours sends that.
+            return
         self._pass_on(frame.chunk)
         if not frame.more:
             if self._sink is not None:
