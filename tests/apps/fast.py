@@ -82,6 +82,21 @@ def leave() -> None:
     os._exit(3)
 
 
+@app.get("/fork-and-exit")
+def fork_and_exit() -> None:
+    """A child lives on while this process ends: it must not keep the channel open."""
+    if os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
+    os._exit(4)
+
+
+@app.get("/hoard")
+def hoard() -> int:
+    """More memory than there is."""
+    return len(bytearray(2_000_000_000))
+
+
 @app.get("/block")
 async def block(seconds: float) -> None:
     """Hold up the event loop."""

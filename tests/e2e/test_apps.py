@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -372,6 +374,20 @@ def test_a_crash_leaves_the_model_unharmed() -> None:
         assert metric(served, "muelle_app_worker_restarts_total") == 1
 
 
+def test_a_process_left_behind_does_not_hide_a_crash() -> None:
+    """A child that the application forked has no part in the channel."""
+    with Served(FAST, iris()) as served:
+        assert ask(served, "GET", "/fork-and-exit")[0] == 502
+        served.wait_for_line("exit status 4")
+
+
+def test_memory_has_a_limit() -> None:
+    """The request that wants too much fails; the application and the model go on."""
+    with Served(FAST, iris(), "--app-memory-limit-mb", "1000") as served:
+        assert served.ask("GET", "/hoard")[0] == 500
+        assert ask(served, "POST", "/sync", ROW)[0] == 200
+
+
 def test_without_a_worker_the_server_is_not_ready() -> None:
     """`/ready` says why; requests get 503 and when to come again."""
     with Served(FAST, iris()) as served:
@@ -436,6 +452,38 @@ def test_sigterm_lets_requests_finish() -> None:
     assert "lifespan: over" in log
 
 
+def test_sigterm_ends_an_app_that_is_still_starting(tmp_path: Path) -> None:
+    """It hears nothing while it is imported; nobody waits for it."""
+    (tmp_path / "it.py").write_text("print('importing', flush=True)\nimport time; time.sleep(600)")
+    words = [sys.executable, "-m", "muelle", "serve", "--port", "0", f"{tmp_path}/it.py:app"]
+    with subprocess.Popen([*words, iris()], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "importing" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_the_same_app_runs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of `muelle serve`, in a test or another web server, a running server is asked."""
+    from starlette.testclient import TestClient
+
+    with Served(iris()) as served:
+        monkeypatch.setenv("MUELLE_URL", f"http://127.0.0.1:{served.port}")
+        from tests.apps.fast import app
+
+        with TestClient(app) as client:
+            for path in ("/sync", "/async"):
+                answer = client.post(path, json=ROW)
+                assert answer.status_code == 200
+                assert as_the_model_says_of_row(answer.json()["outputs"])
+
+
+def as_the_model_says_of_row(outputs: dict[str, Any]) -> bool:
+    """Whether an answer to ROW is of the first kind of iris."""
+    return outputs["label"] == [0] and outputs["probabilities"][0][0] > 0.9
+
+
 def test_an_app_has_its_settings_but_not_the_servers() -> None:
     """Variables come through, but for those of Muelle itself."""
     env = {"SHOP_KEY": "k", "MUELLE_LOG_LEVEL": "info"}
@@ -489,7 +537,7 @@ def test_an_app_that_cannot_start_says_why(
     """One line that names the place; the server ends, as who started it waits for that."""
     (tmp_path / "it.py").write_text(source)
     with pytest.raises(AssertionError) as caught:
-        Served(f"{tmp_path}/it.py:{name}")
+        Served(f"{tmp_path}/it.py:{name}", iris())
     lines = [line for line in str(caught.value).splitlines() if line.startswith("muelle:")]
     assert len(lines) == 1, caught.value
     assert says in lines[0]

@@ -13,6 +13,7 @@ import msgspec
 
 from muelle.apps.exchange import Cancel, Reply
 from muelle.apps.frames import Describe, Predict
+from muelle.core.ids import is_request_id, new_request_id
 from muelle.core.status import ModelStatus
 from muelle.protocols import native
 from muelle.protocols.http import JSON, Answer, HttpRequest
@@ -52,9 +53,10 @@ class Doors:
         if not self._is_open:
             return self._later(frame, reply)
         if isinstance(frame, Predict):
-            request = HttpRequest(
-                b"POST", "", b"", _headers(frame.headers), frame.body, frame.request_id
-            )
+            asked_by = frame.request_id
+            request_id = asked_by if is_request_id(asked_by) else new_request_id()
+            headers = _headers(frame.headers)
+            request = HttpRequest(b"POST", "", b"", headers, frame.body, request_id)
             return self._inference.begin(frame.model, frame.version, request, reply)
         try:
             body = msgspec.json.encode(self._describe(frame.model))

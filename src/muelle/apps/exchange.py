@@ -14,7 +14,17 @@ from typing import Protocol
 
 import msgspec
 
-from muelle.apps.frames import Body, HeaderList, Leave, More, Request, Start, Taken, pieces
+from muelle.apps.frames import (
+    WINDOW_BYTES,
+    Body,
+    HeaderList,
+    Leave,
+    More,
+    Request,
+    Start,
+    Taken,
+    pieces,
+)
 from muelle.core.errors import DeadlineExceeded, Internal, MuelleError, Unavailable
 from muelle.protocols import native
 from muelle.protocols.http import Answer, BodySink, HttpRequest, StreamedAnswer
@@ -116,7 +126,7 @@ class Exchange:
             self.failed()  # A body without a head: no process of ours sends that.
             return
         self._pass_on(frame.chunk)
-        if not frame.more:
+        if not frame.more and not self._over:
             if self._sink is not None:
                 self._sink.end()
             self._finish()
@@ -172,7 +182,10 @@ class Exchange:
 
     def _pass_on(self, chunk: bytes) -> None:
         self._owed += len(chunk)
-        if self._sink is None or self._sink.write(chunk):
+        if self._owed > 2 * WINDOW_BYTES:
+            self._leave(late=False)  # It does not keep to its window: what it sends piles up here.
+            self.failed()
+        elif self._sink is None or self._sink.write(chunk):
             self._caught_up()
 
     def _caught_up(self) -> None:

@@ -84,7 +84,8 @@ class AppHost:
 
     def owns(self, path: str) -> bool:
         """Whether a request for this decoded path is the application's."""
-        return _is_below(path, self._root) and not is_ours(path)
+        # `OPTIONS *` is about the server as a whole.
+        return path.startswith("/") and _is_below(path, self._root) and not is_ours(path)
 
     def begin(self, request: HttpRequest, raw_path: bytes, done: Reply) -> Cancel | None:
         """Give a request to a process. Never raises."""

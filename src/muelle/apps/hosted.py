@@ -232,7 +232,16 @@ def _adopt() -> Hosted | None:
     if not number.isdigit():
         return None
     os.set_inheritable(int(number), False)
-    return Hosted(socket.socket(fileno=int(number)))
+    sock = socket.socket(fileno=int(number))
+    # A forked process must not keep the channel open: the server would not see this one's end.
+    os.register_at_fork(after_in_child=functools.partial(_drop, sock))
+    return Hosted(sock)
+
+
+def _drop(sock: socket.socket) -> None:
+    # Not `close`: that waits for the event loop to let go, which it never does in the other one.
+    if sock.fileno() >= 0:
+        os.close(sock.fileno())
 
 
 def _nothing() -> None:

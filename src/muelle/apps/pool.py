@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 from muelle.apps.doors import Doors
@@ -28,11 +27,14 @@ LAST_WORDS_S = 1.0
 class _Seat:
     """A place for one process, and its past."""
 
-    __slots__ = ("index", "link", "timer")
+    __slots__ = ("began", "index", "link", "restarts", "timer")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.link: AppLink | None = None
+        self.restarts = 0
+        self.began = 0.0
+        """When its present process was started."""
         self.timer: asyncio.TimerHandle | None = None
         """Of the next start, or of the end of the time to load."""
 
@@ -68,7 +70,6 @@ class AppPool:
         self._seats = [_Seat(i) for i in range(workers)]
         self._first: asyncio.Future[None] = loop.create_future()
         self._reason = "it is being loaded"
-        self._began = 0.0
         self._closing = False
         self._reaping: set[asyncio.Task[None]] = set()
 
@@ -76,7 +77,6 @@ class AppPool:
 
     async def start(self) -> None:
         """Start the processes and wait until one answers. Raise ArtifactError: it cannot load."""
-        self._began = time.monotonic()
         for seat in self._seats:
             self._start(seat)
         await asyncio.shield(self._first)
@@ -91,7 +91,10 @@ class AppPool:
                 seat.timer.cancel()
         links = [seat.link for seat in self._seats if seat.link is not None]
         for link in links:
-            link.stop()
+            if link.ready:
+                link.stop()
+            else:
+                link.process.kill()  # It imports something, and hears nothing meanwhile.
         ends = [self._loop.run_in_executor(None, _wait, link, timeout_s) for link in links]
         if ends:
             await asyncio.wait(ends)
@@ -133,13 +136,15 @@ class AppPool:
             seat.timer.cancel()
             seat.timer = None
         self._count()
-        if not self._first.done():
-            self._first.set_result(None)
-            seconds = time.monotonic() - self._began
+        if not self._first.done() or seat.restarts:
+            # One line for the start, however many there are, and one for each that came back.
+            seconds = self._loop.time() - seat.began
             workers = len(self._seats)
             self._listener(
                 AppReady(app=self._shown, kind=link.kind, workers=workers, seconds=seconds)
             )
+        if not self._first.done():
+            self._first.set_result(None)
 
     def load_failed(self, link: AppLink, text: str) -> None:
         """The application cannot be loaded: final at the first start, another death later."""
@@ -166,6 +171,7 @@ class AppPool:
         seat.timer = None
         if self._closing:
             return
+        seat.began = self._loop.time()
         try:
             process = self._spawn()
         except OSError as exc:
@@ -190,6 +196,7 @@ class AppPool:
 
     def _again(self, seat: _Seat, reason: str, *, served: bool) -> None:
         self._metrics.restarts += 1
+        seat.restarts += 1
         self._reason = reason
         if not self._first.done():
             self._first.set_exception(ArtifactError(f"the app {self._shown} ended: {reason}"))

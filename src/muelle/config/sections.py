@@ -124,7 +124,8 @@ class AppConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         parts = self.path.split("/")
-        if parts[0] or (self.path != "/" and not all(part.strip(".") for part in parts[1:])):
+        folders = self.path == "/" or all(part.strip(".") for part in parts[1:])
+        if parts[0] or len(parts) < 2 or not folders:
             raise ValueError(f"path {self.path!r} is not like / or /shop")
         if parts[1] in ("v2", "models", "muelle"):
             raise ValueError(f"path {self.path!r}: /{parts[1]} is the server's own")

@@ -185,8 +185,8 @@ def test_who_does_not_wait_any_more_tells_the_server(pair: Any) -> None:
 
     asyncio.run(main())
     hosted.channel.flush()
-    asked = [frame.id for frame in server.asked if isinstance(frame, Predict)]
-    assert [server.forgot.get(timeout=20), server.forgot.get(timeout=20)] == asked
+    forgotten = [server.forgot.get(timeout=20), server.forgot.get(timeout=20)]
+    assert forgotten == [frame.id for frame in server.asked if isinstance(frame, Predict)]
 
 
 def test_a_server_that_went_away_is_told(pair: Any) -> None:
