@@ -62,13 +62,16 @@ class Chaos(Model):
 class Served:
     """One server process, ready when entered; ended by SIGTERM when left."""
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MUELLE_") and k != "PORT"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "muelle", "serve", "--port", "0", *args],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            cwd=cwd,
             env={**kept, "MUELLE_LANG": "en", **(env or {})},
         )
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncClient",
     "Client",
-    "LocalModel",
     "Model",
     "Signature",
     "TensorSpec",
@@ -20,7 +19,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from muelle.apps.local import LocalModel, model
+    from muelle.apps.local import model
     from muelle.client import AsyncClient, Client
     from muelle.core.signature import Signature, TensorSpec
     from muelle.runtimes.interface import Model
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _LAZY = {
     "AsyncClient": "muelle.client",
     "Client": "muelle.client",
-    "LocalModel": "muelle.apps.local",
     "Signature": "muelle.core.signature",
     "TensorSpec": "muelle.core.signature",
     "Model": "muelle.runtimes.interface",

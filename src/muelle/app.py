@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from muelle import __version__
 from muelle.app_admin import Admin
@@ -31,7 +32,7 @@ from muelle.protocols.http import JSON, Answer
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
-from muelle.transport.ports import bind_or_explain
+from muelle.transport.ports import bind_or_explain, bind_unix_or_explain
 from muelle.transport.server import HttpServer
 
 log = logging.getLogger("muelle")
@@ -70,7 +71,7 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     source.read()  # Every cheap reason to stop, before the port is taken.
     for problem in source.problems():
         log.warning("%s", problem)
-    sock = bind_or_explain(config.listen.host, config.listen.port)
+    sock = _bind(config)
     try:
         import uvloop
 
@@ -78,6 +79,14 @@ def serve(config: ServeConfig, listener: Listener) -> int:
             return runner.run(Server(config, source, sock, listener).run())
     finally:
         sock.close()
+        if config.listen.unix_socket:
+            Path(config.listen.unix_socket).unlink(missing_ok=True)
+
+
+def _bind(config: ServeConfig) -> socket.socket:
+    if config.listen.unix_socket:
+        return bind_unix_or_explain(Path(config.listen.unix_socket))
+    return bind_or_explain(config.listen.host, config.listen.port)
 
 
 class Server:
@@ -200,12 +209,17 @@ class Server:
         # Requests make no cycles: looking for some after each few hundred objects is for nothing.
         gc.set_threshold(GC_OBJECTS, 20, 20)
         moved = self.host is not None and self.host.takes_root
-        self._listener(Listening(url=self._url(), models=self.management.models(), moved=moved))
+        app = self.host.shown if self.host is not None else ""
+        self._listener(
+            Listening(url=self._url(), models=self.management.models(), app=app, moved=moved)
+        )
         loop = asyncio.get_running_loop()
         loop.call_later(WARM_APP_AFTER_S, self.asgi.warm)
         loop.call_later(2 * WARM_APP_AFTER_S, self.admin.warm)
 
     def _url(self) -> str:
+        if self._sock.family == socket.AF_UNIX:
+            return f"unix:{self._sock.getsockname()}"
         host, port = self._sock.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -229,12 +243,10 @@ class Server:
             return Answer(200, JSON, b'{"live":true}')
 
         def ready() -> Answer:
-            ok, reason = self.management.ready()
-            return _ready_answer(ok, reason, 503)
+            return _ready_answer(*self.management.ready(), 503)
 
         def v2_ready() -> Answer:
-            ok, reason = self.management.ready()
-            return _ready_answer(ok, reason, 400)
+            return _ready_answer(*self.management.ready(), 400)
 
         moved: dict[bytes, Callable[[], Answer]] = {}
         if self.host is not None and self.host.takes_root:

@@ -26,7 +26,7 @@ from muelle.protocols.http import Answer
 from muelle.repository.store.leases import LeaseFile
 from muelle.telemetry.audit import AuditLog
 from muelle.transport.asgi import App, AsgiHost
-from muelle.transport.ports import bind_or_explain
+from muelle.transport.ports import bind_or_explain, bind_unix
 from muelle.transport.server import HttpServer
 
 log = logging.getLogger("muelle.admin")
@@ -153,7 +153,7 @@ class Admin:
         asked = bool(self._config.socket)
         try:
             path = Path(self._config.socket).expanduser() if asked else _default_socket(os.environ)
-            sock = _bind_unix(path)
+            sock = bind_unix(path)
         except OSError as exc:
             if asked:
                 raise ConfigError(
@@ -245,31 +245,6 @@ def _default_socket(env: Mapping[str, str]) -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(1, f"{folder} belongs to another user or is open to others")
     return folder / f"{os.getpid()}.sock"
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """Bind with mode 0600. A socket file that nobody listens on is taken away first."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink(missing_ok=True)
-            except OSError:
-                pass
-            else:
-                raise FileExistsError(17, f"another server listens on {path}")
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _later(call: Callable[P, T]) -> Callable[P, Awaitable[T]]:

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muelle.config.sections import ServeConfig
-from muelle.control.sources import FileSource, StoreSource
+from muelle.control.shipped import ShippedSource
+from muelle.control.sources import FileSource, NoModels, StoreSource
 from muelle.control.wanted import Source
-from muelle.core.errors import ArtifactError, ConfigError
+from muelle.core.errors import ArtifactError, ConfigError, SignatureInvalid
 from muelle.core.records import VersionRecord
 from muelle.repository.environments import find_environment
 from muelle.repository.layout import list_artifacts, split_spec
+from muelle.repository.shipped import is_shipped
+from muelle.repository.signatures import read_signatures
 from muelle.repository.store import Store, default_store
 from muelle.runtimes.interface import Format, Runtime
 from muelle.runtimes.registry import Registry, missing_libraries, missing_message
@@ -26,11 +29,13 @@ def new_source(config: ServeConfig) -> Source:
     if config.models:
         if config.store and config.select:
             raise ConfigError("name either files or --models of a store, not both")
+        if len(config.models) == 1 and is_shipped(Path(config.models[0]).expanduser()):
+            return _shipped_source(config, Path(config.models[0]).expanduser())
         return _file_source(config)
     folder = Path(config.store).expanduser() if config.store else default_store(os.environ)
-    if config.app.target and not config.store and not (folder / "store.db").exists():
-        return _file_source(config)  # An application alone: nothing, but in the usual form.
     if not config.store and not (folder / "store.db").exists():
+        if config.app.target:
+            return NoModels()
         raise ConfigError(
             "nothing to serve: name a model file or a folder, push a model to the store "
             "(muelle push FILE --name NAME), or try `muelle demo`"
@@ -39,7 +44,54 @@ def new_source(config: ServeConfig) -> Source:
 
 
 def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
-    registry = Registry()
+    def find_python(root: Path, digest: str) -> str:
+        python = find_environment(root / "environments", digest)
+        if python is None:
+            raise ArtifactError(
+                f"its environment {digest[:19]}… is not there; push it again on this machine"
+            )
+        return str(python)
+
+    missing = _missing_for(Registry())
+    unsigned = _unsigned(config)
+
+    def refuse(record: VersionRecord) -> str:
+        return unsigned(record, lambda: read_signatures(folder, record.digest)) or missing(record)
+
+    return StoreSource(
+        Store.open(folder),
+        config.select,
+        refuse=refuse,
+        find_python=find_python,
+        rehash=bool(config.security.require_signature),
+    )
+
+
+def _unsigned(config: ServeConfig) -> Callable[[VersionRecord, Callable[[], list[bytes]]], str]:
+    """Return what says why a version's signature does not do, "" when it does or none is asked."""
+    if not config.security.require_signature:
+        return lambda record, signatures: ""
+    from muelle.signing import load_public, verify_files
+
+    keys = [load_public(Path(key).expanduser()) for key in config.security.require_signature]
+
+    def unsigned(record: VersionRecord, signatures: Callable[[], list[bytes]]) -> str:
+        name = f"{record.model}:{record.version}"
+        files = [(file.path, file.sha256) for file in record.files]
+        trouble = f"{name}: it is not signed, and require_signature is set; muelle sign {name}"
+        for signature in signatures():
+            try:
+                verify_files(signature, files, keys)
+                return ""
+            except SignatureInvalid as exc:
+                trouble = f"{name}: {exc.message}"
+        return trouble
+
+    return unsigned
+
+
+def _missing_for(registry: Registry) -> Callable[[VersionRecord], str]:
+    """Return what says why a version cannot be loaded with what is installed here."""
 
     def refuse(record: VersionRecord) -> str:
         if record.environment:
@@ -52,15 +104,32 @@ def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
         missing = missing_libraries(runtime, form) if form is not None else []
         return missing_message(runtime, form, missing) if form is not None and missing else ""
 
-    def find_python(root: Path, digest: str) -> str:
-        python = find_environment(root / "environments", digest)
-        if python is None:
-            raise ArtifactError(
-                f"its environment {digest[:19]}… is not there; push it again on this machine"
-            )
-        return str(python)
+    return refuse
 
-    return StoreSource(Store.open(folder), config.select, refuse=refuse, find_python=find_python)
+
+def _shipped_source(config: ServeConfig, folder: Path) -> ShippedSource:
+    registry = Registry()
+    missing = _missing_for(registry)
+    unsigned = _unsigned(config)
+
+    def refuse(record: VersionRecord, place: Path) -> str:
+        signatures = sorted((folder / record.model).glob(f"{record.version}.*.sig"))
+        trouble = unsigned(record, lambda: [path.read_bytes() for path in signatures])
+        if trouble:
+            return trouble
+        # The record is only what somebody wrote: what the file is, the file itself says.
+        runtime, form = registry.find_format(place)
+        if (runtime.name, form.name) != (record.runtime, record.format):
+            return f"{place.name}: the record says {record.format}, the file is {form.name}"
+        code = form.runs_code or bool(record.environment)
+        if code and not config.trust:
+            return (
+                f"{record.model} is {form.name}: loading it runs code that came with it; if you "
+                "trust where it comes from, add --trust"
+            )
+        return missing(record)
+
+    return ShippedSource(folder, config.select, refuse=refuse)
 
 
 def _file_source(config: ServeConfig) -> FileSource:
@@ -88,9 +157,29 @@ def _is_folder_format(registry: Registry) -> Callable[[Path], bool]:
 def _examine(config: ServeConfig, registry: Registry) -> Callable[[Path], tuple[str, str, str]]:
     def examine(path: Path) -> tuple[str, str, str]:
         runtime, form = registry.find_format(path)
-        return runtime.name, form.name, _refused(config, path, runtime, form)
+        refused = _unsigned_file(config, path) or _refused(config, path, runtime, form)
+        return runtime.name, form.name, refused
 
     return examine
+
+
+def _unsigned_file(config: ServeConfig, path: Path) -> str:
+    """Say why a plain file's signature, which lies beside it, does not do."""
+    if not config.security.require_signature:
+        return ""
+    from muelle import signing
+
+    keys = [
+        signing.load_public(Path(key).expanduser()) for key in config.security.require_signature
+    ]
+    beside = signing.signature_beside(path)
+    try:
+        signing.verify_files(beside.read_bytes(), signing.files_of(path), keys)
+    except OSError:
+        return f"{path.name}: it is not signed ({beside.name}), and require_signature is set"
+    except SignatureInvalid as exc:
+        return f"{path.name}: {exc.message}"
+    return ""
 
 
 def _refused(config: ServeConfig, path: Path, runtime: Runtime, form: Format) -> str:

@@ -365,7 +365,7 @@ def test_a_crash_leaves_the_model_unharmed() -> None:
     """502 for who was in it, 503 while nobody is there; the process comes back by itself."""
     with Served(FAST, iris()) as served:
         status, answer = ask(served, "GET", "/exit")
-        assert (status, answer["code"]) == (502, "internal")
+        assert (status, answer["code"]) == (502, "bad_gateway")
         status, answer = ask(served, "POST", "/models/iris/predict", {"instances": ROW})
         assert status == 200, answer
         served.wait_for_line("exit status 3")
@@ -426,8 +426,8 @@ def test_threads_that_hang_do_not_take_the_app_with_them(flask: Served) -> None:
 
 
 def test_more_than_it_can_take_is_told_at_once() -> None:
-    """Over `--app-max-concurrency`: 503 with Retry-After, and the others are answered."""
-    with Served(FAST, iris(), "--app-max-concurrency", "2") as served:
+    """Over `--app-concurrency`: 503 with Retry-After, and the others are answered."""
+    with Served(FAST, iris(), "--app-concurrency", "2") as served:
         calls = [lambda: served.ask("GET", "/slow?seconds=1")] * 6
         answers = in_parallel(calls)
         refused = [headers for status, headers, _ in answers if status == 503]
@@ -546,7 +546,7 @@ def test_an_app_that_cannot_start_says_why(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("a.py:app", "b.py:app"), "a server hosts one app"),
+        (("a.py:app", "b.py:app"), "one application at a time"),
         (("nowhere.py:app",), "nowhere.py: no such file"),
         (("no.such.module:app",), "no module 'no'"),
         ((FAST, "--app-path", "shop"), "is not like / or /shop"),

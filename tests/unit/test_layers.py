@@ -38,24 +38,25 @@ ALLOWED: dict[str, set[str]] = {
     "management": {"core", "config", "telemetry", "inference", "control"},
     "packaging": {"core", "config", "repository", "runtimes"},
     "apps": {
-        "core", "config", "protocols", "scheduling", "lifecycle", "telemetry", "workers", "client",
-        "inference",
+        "core", "config", "protocols", "lifecycle", "telemetry", "workers.process", "client",
     },
     "integrations": {
         "core", "config", "protocols", "telemetry", "inference", "control", "management", "api",
-        "app_sources", "client",
+        "app_sources", "client", "transport.asgi",
     },
+    "templates": {"core"},
     "publishing": {
         "core", "config", "protocols", "lifecycle.compare", "repository", "runtimes",
-        "workers.probe", "workers.messages", "packaging",
+        "workers.probe", "workers.messages", "packaging", "apps.target",
     },
     "api": {"core", "config", "protocols", "telemetry.exposition", "telemetry.audit"},
     "cli": {
         "core", "config", "texts", "protocols.native", "runtimes", "repository", "workers.probe",
         "workers.messages", "routing.weights", "packaging", "publishing", "client",
-        "telemetry.audit", "app", "templates", "apps.target",
+        "telemetry.audit", "app", "templates", "apps.target", "signing",
     },
     "healthcheck": set(),
+    "signing": {"core", "runtimes.libraries", "repository.digest"},
     "client": {"core", "config", "protocols"},
     "testing": {"core", "config", "scheduling", "runtimes", "workers"},
 }  # fmt: skip

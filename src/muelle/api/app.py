@@ -46,23 +46,28 @@ def build_app(doors: ApiDoors) -> FastAPI:
         exception_handlers={HTTPException: _refused},
     )
     # Plain routes: FastAPI's own would check and copy every answer through response models.
-    app.router.routes.extend(_routes(doors))
+    app.router.routes.extend([*new_routes(doors), *_page_routes(doors)])
     app.openapi = lambda: describe(doors.models(), doors.server_version, doors.json_nan)  # type: ignore[method-assign]
     return app
 
 
-def _routes(doors: ApiDoors) -> list[Route]:
-    questions = [*_health(doors), *_native(doors), *_v2(doors), *_pages(doors)]
-    routes = [Route(path, _asked(question), methods=["GET"]) for path, question in questions]
-    predict = _predicted(doors)
+def new_routes(doors: ApiDoors) -> list[Route]:
+    """Return the routes of probes and protocols, which also work below a prefix of another app."""
+    questions = [*_health(doors), *_native(doors), *_v2(doors)]
+    routes = [Route(path, _asked(question, path), methods=["GET"]) for path, question in questions]
     for path in (
         "/models/{name}/predict",
         "/models/{name}/versions/{version}/predict",
         "/v2/models/{name}/infer",
         "/v2/models/{name}/versions/{version}/infer",
     ):
-        routes.append(Route(path, predict, methods=["POST"]))
+        routes.append(Route(path, _predicted(doors, path), methods=["POST"]))
     return routes
+
+
+def _page_routes(doors: ApiDoors) -> list[Route]:
+    questions = _pages(doors)
+    return [Route(path, _asked(question, path), methods=["GET"]) for path, question in questions]
 
 
 def _health(doors: ApiDoors) -> list[tuple[str, Question]]:
@@ -171,22 +176,25 @@ def _pages(doors: ApiDoors) -> list[tuple[str, Question]]:
     ]
 
 
-def _asked(question: Question) -> Endpoint:
-    """Wrap a question that is answered at once."""
+def _asked(question: Question, path: str) -> Endpoint:
+    """Wrap a question that is answered at once. The path says in which protocol errors are told."""
 
     async def endpoint(request: Request) -> Response:
         request_id = _request_id(request)
         try:
             answer = question(request)
         except Exception as exc:
-            answer = _failed(request, exc, request_id)
+            answer = _failed(path, exc, request_id)
         return _response(answer, request_id)
 
     return endpoint
 
 
-def _predicted(doors: ApiDoors) -> Endpoint:
-    """Wrap the predictions of all protocols: the body goes on as it came."""
+def _predicted(doors: ApiDoors, path: str) -> Endpoint:
+    """Wrap the predictions of all protocols: the body goes on as it came.
+
+    The path is made anew from what it names, for there may be a prefix before it.
+    """
 
     async def endpoint(request: Request) -> Response:
         request_id = _request_id(request)
@@ -194,7 +202,7 @@ def _predicted(doors: ApiDoors) -> Endpoint:
             answer = await doors.answer(
                 HttpRequest(
                     request.method.encode(),
-                    request.scope["path"],
+                    path.format(**request.path_params),
                     request.scope["query_string"],
                     _joined(request.scope["headers"]),
                     await request.body(),
@@ -202,7 +210,7 @@ def _predicted(doors: ApiDoors) -> Endpoint:
                 )
             )
         except Exception as exc:
-            answer = _failed(request, exc, request_id)
+            answer = _failed(path, exc, request_id)
         return _response(answer, request_id)
 
     return endpoint
@@ -230,10 +238,10 @@ async def _refused(request: Request, exc: Exception) -> Response:
     return _response(answer, request_id)
 
 
-def _failed(request: Request, error: Exception, request_id: str) -> Answer:
+def _failed(path: str, error: Exception, request_id: str) -> Answer:
     if not isinstance(error, MuelleError):
         log.error("request failed", exc_info=error, extra={"request_id": request_id})
-    return error_encoder(request.scope["path"])(error, request_id)
+    return error_encoder(path)(error, request_id)
 
 
 def _response(answer: Answer, request_id: str) -> Response:

@@ -32,7 +32,7 @@ from muelle.apps.frames import (
 from muelle.apps.hosted import Hosted, inherited
 from muelle.apps.loading import Kind, as_asgi, load_app
 from muelle.apps.logs import set_up_logs, tell_request_ids
-from muelle.apps.target import parse_target
+from muelle.apps.target import AppTarget
 from muelle.core.errors import ArtifactError
 
 log = logging.getLogger("muelle.app")
@@ -133,11 +133,8 @@ def _confine(memory_limit_bytes: int) -> None:
 
 def _load(hosted: Hosted, hello: Hello) -> tuple[App, Kind] | None:
     """Import the application; tell the server when that does not work."""
-    target = parse_target(hello.target)
     try:
-        if target is None:
-            raise ArtifactError(f"{hello.target}: neither FILE.py:NAME nor MODULE:NAME")
-        app, kind = load_app(target, Path(hello.folder))
+        app, kind = load_app(AppTarget.parse(hello.target), Path(hello.folder))
         asgi = as_asgi(app, kind, hello.threads)
     except ArtifactError as exc:
         if exc.__cause__ is not None:

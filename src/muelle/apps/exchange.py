@@ -25,7 +25,7 @@ from muelle.apps.frames import (
     Taken,
     pieces,
 )
-from muelle.core.errors import DeadlineExceeded, Internal, MuelleError, Unavailable
+from muelle.core.errors import BadGateway, DeadlineExceeded, Internal, MuelleError, Unavailable
 from muelle.protocols import native
 from muelle.protocols.http import Answer, BodySink, HttpRequest, StreamedAnswer
 from muelle.telemetry.apps import AppMetrics
@@ -37,7 +37,6 @@ Cancel = Callable[[], None]
 
 BODILESS = (204, 304)
 CLIENT_LEFT = 499
-BAD_GATEWAY = 502
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate te trailer transfer-encoding "
     b"upgrade".split()
@@ -137,7 +136,7 @@ class Exchange:
 
     def died(self) -> None:
         """The process ended."""
-        self._break(Internal("the app ended while it worked on this; try again"), BAD_GATEWAY)
+        self._break(BadGateway("the app ended while it worked on this; try again"), 502)
 
     # --- what the client and the clock say ---
 

@@ -16,9 +16,8 @@ from muelle.apps.exchange import Cancel, Exchange, Reply, busy_answer, frames_of
 from muelle.apps.frames import Hello
 from muelle.apps.pool import AppPool
 from muelle.apps.process import spawn_app
-from muelle.apps.target import parse_target
+from muelle.apps.target import AppTarget
 from muelle.config.sections import ServeConfig
-from muelle.core.errors import ConfigError
 from muelle.core.events import Listener
 from muelle.protocols.http import HttpRequest
 from muelle.telemetry.apps import AppMetrics
@@ -43,17 +42,16 @@ class AppHost:
     ) -> None:
         """Raise ConfigError when the target is none."""
         app = config.app
-        target = parse_target(app.target)
-        if target is None:
-            raise ConfigError(f"app.target: {app.target!r} is neither FILE.py:NAME nor MODULE:NAME")
+        target = AppTarget.parse(app.target)
+        self.shown = target.short
         self.metrics = AppMetrics()
         self._root = app.path.rstrip("/")
         self._timeout_s = app.timeout_s
         self._loop = loop
         self._ids = itertools.count(1)
         self._full = (
-            f"the app works on {app.max_concurrency} requests in each of {app.workers} workers; "
-            "try again, or raise app.max_concurrency"
+            f"the app works on {app.concurrency} requests in each of {app.workers} workers; "
+            "try again, or raise app.concurrency"
         )
         hello = Hello(
             target=app.target,
@@ -68,7 +66,7 @@ class AppHost:
             hello,
             shown=target.short,
             workers=app.workers,
-            max_concurrency=app.max_concurrency,
+            max_concurrency=app.concurrency,
             load_timeout_s=config.worker.load_timeout_s,
             spawn=partial(spawn_app, env),
             doors=doors,

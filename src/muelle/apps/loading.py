@@ -34,7 +34,7 @@ def load_app(target: AppTarget, folder: Path) -> tuple[Any, Kind]:
     """
     module = _import(target, folder)
     found = _named(module, target)
-    if target.factory:
+    if target.is_factory:
         try:
             found = found()
         except Exception as exc:
@@ -116,14 +116,18 @@ def _parents(frame: traceback.FrameSummary) -> tuple[Path, ...]:
 
 def _import(target: AppTarget, folder: Path) -> ModuleType:
     try:
-        if target.file:
-            return _import_file(folder / target.file, target)
+        if target.is_file:
+            return _import_file(folder / target.module, target)
         _put_first(folder)
         return importlib.import_module(target.module)
     except ArtifactError:
         raise
     except ModuleNotFoundError as exc:
-        if exc.name and (target.module == exc.name or target.module.startswith(f"{exc.name}.")):
+        if (
+            exc.name
+            and not target.is_file
+            and (target.module == exc.name or target.module.startswith(f"{exc.name}."))
+        ):
             raise ArtifactError(
                 f"{target.short}: no module {exc.name!r} in this folder or among the installed "
                 "ones; is it FILE.py:NAME?"
@@ -139,7 +143,7 @@ def _import_file(path: Path, target: AppTarget) -> ModuleType:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, _python_files(path.parent), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ArtifactError(f"{target.where}: no such file{hint}")
+        raise ArtifactError(f"{target.module}: no such file{hint}")
     path = path.resolve()
     _put_first(path.parent)
     name = path.stem
@@ -176,7 +180,7 @@ def _named(module: ModuleType, target: AppTarget) -> Any:
     near = difflib.get_close_matches(target.name, names, n=3)
     apps = [name for name in names if _looks_like_an_app(vars(module)[name])]
     hint = f"did you mean {' or '.join(near or apps)}?" if near or apps else "it names no app"
-    raise ArtifactError(f"{target.where}: no {target.name!r} in it; {hint}")
+    raise ArtifactError(f"{target.module}: no {target.name!r} in it; {hint}")
 
 
 def _looks_like_an_app(value: Any) -> bool:

@@ -7,17 +7,14 @@ a running server over HTTP. Not for management: `muelle.Client` does that.
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from muelle.apps.hosted import Hosted, inherited
-from muelle.client import Client, Prediction
-from muelle.client.calls import Reply, error_of, predict, signature_of
+from muelle.client.calls import Prediction, Reply, error_of, predict, signature_of
 from muelle.client.calls import model as model_call
+from muelle.client.local import OverHttp, ServedModel
 from muelle.client.tensors import encode_request, to_arrays
 from muelle.core.errors import BadRequest, TooLarge
 from muelle.core.signature import Signature
@@ -26,73 +23,7 @@ _LATE_S = 5.0
 """How much longer than the server's own deadline an application waits for it."""
 
 
-class Asker(Protocol):
-    """A way to a served model. Errors are those of `muelle.Client`."""
-
-    def predict(
-        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
-    ) -> Prediction:
-        """Ask, and wait for the answer."""
-
-    async def predict_async(
-        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
-    ) -> Prediction:
-        """The same without holding up the event loop."""
-
-    def signature(self, version: str | None) -> Signature:
-        """Return what the model takes and gives."""
-
-
-class LocalModel:
-    """One served model. May be kept, and used by any thread or task."""
-
-    def __init__(self, name: str, version: str | None, asker: Asker) -> None:
-        self.name = name
-        self.version = version
-        """The version that is asked, None for whichever the server's route chooses."""
-        self._asker = asker
-
-    def __repr__(self) -> str:
-        pinned = f":{self.version}" if self.version is not None else ""
-        return f"muelle.model({self.name + pinned!r})"
-
-    @property
-    def signature(self) -> Signature:
-        """What the model takes and gives. Raise ModelNotFound, Unavailable, …"""
-        return self._asker.signature(self.version)
-
-    def predict(
-        self,
-        inputs: Any,
-        *,
-        version: str | int | None = None,
-        outputs: Sequence[str] = (),
-        timeout_s: float | None = None,
-    ) -> Prediction:
-        """Ask the model. `inputs`: a dict of arrays or lists, records, a DataFrame, or rows.
-
-        For plain functions and threads. In a coroutine it works but holds up every other request
-        of this process: there, `await predict_async(...)`. Raise BadRequest (the inputs do not
-        fit), ModelNotFound, Unavailable, DeadlineExceeded, ModelFailed, …
-        """
-        return self._asker.predict(inputs, self._which(version), outputs, timeout_s)
-
-    async def predict_async(
-        self,
-        inputs: Any,
-        *,
-        version: str | int | None = None,
-        outputs: Sequence[str] = (),
-        timeout_s: float | None = None,
-    ) -> Prediction:
-        """Ask the model as `predict` does, while other requests go on."""
-        return await self._asker.predict_async(inputs, self._which(version), outputs, timeout_s)
-
-    def _which(self, version: str | int | None) -> str | None:
-        return self.version if version is None else str(version)
-
-
-def model(name: str, *, version: str | int | None = None) -> LocalModel:
+def model(name: str, version: str | int | None = None) -> ServedModel:
     """Return a served model by name; `fraud:3` and `version=3` ask for a version.
 
     In an app that `muelle serve` hosts, its own server answers. Elsewhere the server at MUELLE_URL
@@ -101,11 +32,13 @@ def model(name: str, *, version: str | int | None = None) -> LocalModel:
     name, _, pinned = name.partition(":")
     wanted = pinned or None if version is None else str(version)
     hosted = inherited()
-    return LocalModel(name, wanted, _Near(name, hosted) if hosted is not None else _Far(name))
+    if hosted is not None:
+        return ServedModel(name, wanted, OverChannel(name, hosted))
+    return ServedModel(name, wanted, OverHttp(name, server_url(os.environ)))
 
 
-class _Near:
-    """Over the channel of a hosted application."""
+class OverChannel:
+    """Asks the server that hosts this process. Any thread, any task."""
 
     def __init__(self, name: str, hosted: Hosted) -> None:
         self._name = name
@@ -114,6 +47,7 @@ class _Near:
     def predict(
         self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
     ) -> Prediction:
+        """Ask, and wait. In a coroutine that holds up every other request of this process."""
         signature = self.signature(version)
         body, headers = self._encode(inputs, signature, outputs, timeout_s)
         ask = self._hosted.predict(self._name, version, headers, body)
@@ -123,6 +57,7 @@ class _Near:
     async def predict_async(
         self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
     ) -> Prediction:
+        """The same while other requests go on."""
         signature = self._hosted.signatures.get((self._name, version))
         if signature is None:
             reply = await self._hosted.awaited(self._hosted.describe(self._name))
@@ -132,6 +67,7 @@ class _Near:
         return self._read(await self._hosted.awaited(ask), version)
 
     def signature(self, version: str | None) -> Signature:
+        """Return what the model takes and gives; asked for once."""
         found = self._hosted.signatures.get((self._name, version))
         if found is None:
             reply = self._hosted.wait(self._hosted.describe(self._name), None)
@@ -167,37 +103,6 @@ class _Near:
                 self._hosted.signatures.pop((self._name, version), None)
             raise error
         return predict(self._name, version, b"", {}, None).read(reply)
-
-
-class _Far:
-    """Over HTTP, outside of a hosted application. One client for each thread."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._kept = threading.local()
-
-    def predict(
-        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
-    ) -> Prediction:
-        return self._client().predict(
-            self._name, inputs, version=version, outputs=outputs, timeout_s=timeout_s
-        )
-
-    async def predict_async(
-        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
-    ) -> Prediction:
-        # A thread, as an async client belongs to one event loop and tests have many.
-        call = functools.partial(self.predict, inputs, version, outputs, timeout_s)
-        return await asyncio.to_thread(call)
-
-    def signature(self, version: str | None) -> Signature:
-        return self._client().signature(self._name, version=version)
-
-    def _client(self) -> Client:
-        client: Client | None = getattr(self._kept, "client", None)
-        if client is None:
-            client = self._kept.client = Client(server_url(os.environ))
-        return client
 
 
 def server_url(env: Mapping[str, str]) -> str:

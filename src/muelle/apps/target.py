@@ -1,4 +1,4 @@
-"""The name of an application on a command line: `app.py:app`, `shop.web:create_app()`. Pure.
+"""How an application is named: `app.py:app`, `shop.main:create_app()`. Pure; imports nothing.
 
 Not for importing it: that happens in the application's own process (`apps.loading`).
 """
@@ -12,57 +12,60 @@ from pathlib import PurePath
 
 from muelle.core.errors import ConfigError
 
-_NAME = r"(?P<name>[^\W\d]\w*)(?P<call>\(\))?"
-_FILE = re.compile(rf"(?P<file>.+\.py):{_NAME}\Z", re.DOTALL)
-_MODULE = re.compile(rf"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):{_NAME}\Z")
+_TARGET = re.compile(
+    r"(?P<module>[^=\0]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?P<call>\(\))?\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AppTarget:
-    """Where an application is found. Exactly one of `file` and `module` is set."""
+    """A file or a module, and the object in it."""
 
+    module: str
+    """`dir/app.py` or `shop.main`."""
     name: str
-    file: str = ""
-    module: str = ""
-    factory: bool = False
-    """Whether the name is called, without arguments, to get the application."""
+    is_factory: bool = False
+    """Whether the object is called, without arguments, to make the application."""
+
+    @classmethod
+    def parse(cls, text: str) -> AppTarget:
+        """Read it. Raise ConfigError with what a right one looks like."""
+        match = _TARGET.match(text)
+        if match is None:
+            raise ConfigError(
+                f"{text!r}: name an application as FILE.py:NAME or package.module:NAME, such as "
+                "app.py:app or app.py:create_app()"
+            )
+        return cls(match["module"], match["name"], match["call"] is not None)
 
     @property
-    def where(self) -> str:
-        """The file or module, as it was written."""
-        return self.file or self.module
+    def is_file(self) -> bool:
+        """Whether the module is a file."""
+        return self.module.endswith(".py")
 
     @property
     def short(self) -> str:
         """What people are shown: without folders."""
-        where = PurePath(self.file).name if self.file else self.module
-        return f"{where}:{self.name}{'()' if self.factory else ''}"
+        where = PurePath(self.module).name if self.is_file else self.module
+        return f"{where}:{self.name}{'()' if self.is_factory else ''}"
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}{'()' if self.is_factory else ''}"
 
 
-def parse_target(text: str) -> AppTarget | None:
-    """Read `FILE.py:NAME` or `package.module:NAME`, with `()` for a factory; None: it is none."""
-    for pattern in (_FILE, _MODULE):
-        match = pattern.match(text)
-        if match is not None:
-            parts = match.groupdict()
-            return AppTarget(
-                parts["name"],
-                file=parts.get("file") or "",
-                module=parts.get("module") or "",
-                factory=bool(parts["call"]),
-            )
-    return None
+def is_app(text: str) -> bool:
+    """Whether an argument names an application, not a model."""
+    return _TARGET.match(text) is not None
 
 
-def split_targets(
-    words: Sequence[str], is_path: Callable[[str], bool]
+def split_app(
+    arguments: Sequence[str], is_path: Callable[[str], bool] = lambda text: False
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the one application among the words of a command line ("" for none), and the rest.
+    """Return the application among the arguments ("" for none) and the rest. Raise ConfigError.
 
-    A word that is the path of something real is no application, whatever it looks like. Raise
-    ConfigError when there are two.
+    An argument that is the path of something real is none, whatever it looks like.
     """
-    apps = [word for word in words if parse_target(word) is not None and not is_path(word)]
+    apps = [text for text in arguments if is_app(text) and not is_path(text)]
     if len(apps) > 1:
-        raise ConfigError(f"{apps[0]} and {apps[1]}: a server hosts one app; start another server")
-    return (apps[0] if apps else ""), tuple(word for word in words if word not in apps)
+        raise ConfigError(f"{apps[0]} and {apps[1]}: one application at a time")
+    return apps[0] if apps else "", tuple(text for text in arguments if text not in apps)

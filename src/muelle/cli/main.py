@@ -23,8 +23,9 @@ from muelle.texts import Texts, language_of
 COMMANDS = (
     "serve", "inspect", "predict",
     "push", "list", "show", "diff", "label", "rollback", "route", "rollout",
-    "status", "history", "audit", "rm", "gc", "verify", "export", "pull",
-    "demo", "config", "version", "completion",
+    "status", "history", "audit", "rm", "gc", "verify", "sign", "keygen", "export", "pull",
+    "build", "lock", "bundle", "import", "install-server",
+    "init", "demo", "config", "version", "completion",
 )  # fmt: skip
 """In the order of the help. Module `muelle.cli.<name>` holds `command(texts) -> click.Command`."""
 
@@ -61,7 +62,9 @@ class Root(Group):
         """Import one command's module and build it."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"muelle.cli.{cmd_name}")
+        # `import` is a word of Python's own, and no module's name holds a hyphen.
+        name = "import_" if cmd_name == "import" else cmd_name.replace("-", "_")
+        module = importlib.import_module(f"muelle.cli.{name}")
         command: click.Command = module.command(self._texts)
         return command
 

@@ -63,6 +63,7 @@ def command(texts: Texts) -> click.Command:
                          show_default=True, help=texts("help.option.atol")),
             click.Option(["--timeout-s"], type=click.FloatRange(min=0, min_open=True),
                          default=600.0, show_default=True, help=texts("help.option.load_timeout")),
+            click.Option(["--sign"], metavar="KEY", type=file, help=texts("help.option.sign")),
             click.Option(["--force"], is_flag=True, help=texts("help.option.force")),
             *store_options(texts),
         ],
@@ -79,12 +80,18 @@ def run(
     as_json: bool,
     timeout_s: float,
     no_environment: bool,
+    sign: Path | None,
     **given: Any,
 ) -> None:
     """Publish what the path holds; nothing when it does not work."""
     from muelle.core.errors import ConfigError
     from muelle.publishing import Options, push
 
+    if sign is not None:
+        # A key that cannot be read is better known before the model is loaded.
+        from muelle.signing import load_private
+
+        private = load_private(sign, cli.env)
     if label and no_label:
         raise ConfigError("--label and --no-label: one of them")
     with opened(cli, store, create=True) as found:
@@ -102,6 +109,12 @@ def run(
             last = results[-1].record
             entry.model, entry.version, entry.digest = last.model, last.version, last.digest
             entry.detail["pushed"] = len(results)
+            if sign is not None:
+                from muelle.cli.sign import sign_version
+
+                entry.detail["key"] = private.public.id
+                for result in results:
+                    sign_version(found, result.record, private)
         if not as_json:
             for result in results:
                 _show(cli, result)

@@ -180,6 +180,8 @@ class ServeScreen:
         self._listens = True
         url = reachable(event.url)
         self._line(self._texts("serve.listening", version=__version__, url=url), style="bold green")
+        if event.app:
+            self._line(self._texts("serve.app", app=event.app, url=url))
         for model in event.models[:MAX_SHOWN]:
             version = model.default_version
             if version is not None and version.signature is not None:
@@ -188,8 +190,8 @@ class ServeScreen:
             more = len(event.models) - MAX_SHOWN
             self._line(self._texts("serve.more", count=more, url=f"{url}/models"))
         # An app has its own pages there; ours have moved.
-        docs = "muelle/docs" if event.moved else "docs"
-        self._line(self._texts("serve.docs", url=f"{url}/{docs}"))
+        docs = f"{url}/muelle/docs" if event.moved else f"{url}/docs"
+        self._line(self._texts("serve.docs", url=docs))
         for model in event.models[:MAX_SHOWN]:
             line = self._curl(url, model)
             if line:
@@ -257,7 +259,11 @@ class ServeScreen:
 
 def curl_line(url: str, body: str) -> str:
     """Return one line for a POSIX shell that posts a JSON body (or `@file`)."""
-    words = ["curl", "-s", url, "-H", "content-type: application/json", "-d", body]
+    socket_path, colon, path = url.removeprefix("unix:").partition("/models/")
+    where = [url]
+    if colon and url.startswith("unix:"):
+        where = ["--unix-socket", socket_path, f"http://localhost/models/{path}"]
+    words = ["curl", "-s", *where, "-H", "content-type: application/json", "-d", body]
     return shlex.join(words)
 
 

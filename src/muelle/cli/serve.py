@@ -16,25 +16,23 @@ if TYPE_CHECKING:
 
 def command(texts: Texts) -> click.Command:
     """Return the command."""
-    models = click.Argument(["models"], nargs=-1, metavar="[NAME=]PATH...", type=click.Path())
+    models = click.Argument(
+        ["models"], nargs=-1, metavar="[NAME=]PATH|APP.py:NAME...", type=click.Path()
+    )
     return new_command("serve", texts, run, [models, *setting_options(texts)])
 
 
 def run(cli: Cli, models: tuple[str, ...], config: str | None, **flags: Any) -> int:
     """Serve until a signal ends it; return the server's exit code."""
     # Naming code here is the decision to run it: an app asks for no --trust.
-    from muelle.apps.target import split_targets
+    from muelle.apps.target import split_app
 
-    target, models = split_targets(models, os.path.exists)
-    if target:
-        flags["app.target"] = target
+    app, models = split_app(models, os.path.exists)
+    if app:
+        flags["app.target"] = app
     settings, _ = read_settings(cli, models, config, **flags)
-    if (
-        not settings.app.target
-        and not settings.models
-        and not settings.store
-        and not _has_store(cli)
-    ):
+    has_models = settings.models or settings.store or _has_store(cli)
+    if not has_models and not settings.app.target:
         raise click.UsageError(cli.texts("error.no_model"), click.get_current_context())
     if settings.name is not None and len(settings.models) > 1:
         text = cli.texts("error.name_for_many", count=len(settings.models))

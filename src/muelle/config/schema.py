@@ -21,6 +21,7 @@ ENV_PREFIX = "MUELLE_"
 ALIASES = {
     "host": "listen.host",
     "port": "listen.port",
+    "unix_socket": "listen.unix_socket",
     "max_batch_size": "batching.max_batch_size",
     "max_delay_ms": "batching.max_delay_ms",
     "max_queue": "batching.max_queue",
@@ -34,14 +35,15 @@ ALIASES = {
     "keep_warm_s": "lifecycle.keep_warm_s",
     "memory_limit": "lifecycle.memory_limit_mb",
     "on_demand": "lifecycle.on_demand",
-    "admin_socket": "admin.socket",
-    "admin_listen": "admin.listen",
-    "admin_token_file": "admin.token_file",
+    "require_signature": "security.require_signature",
     "app_workers": "app.workers",
     "app_threads": "app.threads",
     "app_timeout_s": "app.timeout_s",
-    "app_max_concurrency": "app.max_concurrency",
+    "app_concurrency": "app.concurrency",
     "app_memory_limit_mb": "app.memory_limit_mb",
+    "admin_socket": "admin.socket",
+    "admin_listen": "admin.listen",
+    "admin_token_file": "admin.token_file",
     "app_path": "app.path",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""

@@ -20,6 +20,8 @@ class ListenConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    unix_socket: str = ""
+    """Path of a Unix socket to listen on, in place of host and port."""
 
 
 class LimitsConfig(Section, frozen=True):
@@ -113,9 +115,9 @@ class AppConfig(Section, frozen=True):
     """Processes of the application."""
     threads: PositiveInt = 8
     """Threads of a WSGI application, in each process."""
-    timeout_s: Seconds = 30.0
+    timeout_s: Seconds = 60.0
     """Until an answer begins; a body that is streamed may take longer."""
-    max_concurrency: PositiveInt = 100
+    concurrency: PositiveInt = 100
     """Requests that one process works on at a time; more get 503."""
     memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
     """Private memory of one process, 0 for no limit."""
@@ -129,6 +131,13 @@ class AppConfig(Section, frozen=True):
             raise ValueError(f"path {self.path!r} is not like / or /shop")
         if parts[1] in ("v2", "models", "muelle"):
             raise ValueError(f"path {self.path!r}: /{parts[1]} is the server's own")
+
+
+class SecurityConfig(Section, frozen=True):
+    """What must be proved before something is served."""
+
+    require_signature: tuple[str, ...] = ()
+    """Files of public keys (PEM): a version is loaded only when one of them has signed it."""
 
 
 class ServeConfig(Section, frozen=True):
@@ -159,3 +168,4 @@ class ServeConfig(Section, frozen=True):
     lifecycle: LifecycleConfig = LifecycleConfig()
     admin: AdminConfig = AdminConfig()
     app: AppConfig = AppConfig()
+    security: SecurityConfig = SecurityConfig()

@@ -19,7 +19,12 @@ from muelle.config.schema import ALIASES, ENV_PREFIX, Setting, settings
 from muelle.core.errors import ConfigError
 
 FILE_NAME = "muelle.toml"
-OTHER_VARIABLES = frozenset({"MUELLE_CONFIG", "MUELLE_LANG", "MUELLE_SERVER", "MUELLE_URL"})
+OTHER_VARIABLES = frozenset(
+    {
+        *("MUELLE_CONFIG", "MUELLE_LANG", "MUELLE_SERVER", "MUELLE_URL", "MUELLE_WHEELS"),
+        *("MUELLE_SIGN_PASSWORD", "MUELLE_SIGN_PASSWORD_FILE"),
+    }
+)
 """Variables with our prefix that are not settings of the server."""
 
 # Kubernetes puts these into every pod beside a Service that is called `muelle`.
@@ -108,14 +113,16 @@ def read_file(path: Path) -> dict[str, Given]:
     if models := found.given.get("models"):
         moved = tuple(_relative_to(path.parent, spec) for spec in models.value)
         found.given["models"] = Given("models", moved, models.origin)
-    for name in ("store", "admin.token_file"):
+    if (given := found.given.get("app.target")) and given.value.partition(":")[0].endswith(".py"):
+        moved_app = str(path.parent / given.value)
+        found.given["app.target"] = Given("app.target", moved_app, given.origin)
+    if given := found.given.get("security.require_signature"):
+        keys = tuple(str(path.parent / Path(key).expanduser()) for key in given.value)
+        found.given["security.require_signature"] = Given(given.path, keys, given.origin)
+    for name in ("store", "admin.token_file", "listen.tls_cert", "listen.tls_key"):
         if (given := found.given.get(name)) and given.value:
             moved_to = str(path.parent / Path(given.value).expanduser())
             found.given[name] = Given(name, moved_to, given.origin)
-    if (given := found.given.get("app.target")) and ".py:" in given.value:
-        found.given["app.target"] = Given(
-            "app.target", str(path.parent / given.value), given.origin
-        )
     return found.given
 
 

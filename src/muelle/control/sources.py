@@ -40,14 +40,17 @@ class StoreSource:
         *,
         refuse: Callable[[VersionRecord], str],
         find_python: Callable[[Path, str], str],
+        rehash: bool = False,
     ) -> None:
         """`select` holds `NAME` and `NAME@LABEL`, empty for all; `refuse` says why a version must
-        not be loaded; `find_python` names the interpreter of an environment by its digest."""
+        not be loaded; `find_python` names the interpreter of an environment by its digest;
+        `rehash`: whether a version's files are read whole and checked before every load."""
         self.store = store
         self.folder = store.folder
-        self._select = _selection(select)
+        self._select = selection(select)
         self._refuse = refuse
         self._find_python = find_python
+        self._rehash = rehash
         self._generation = -1
         self._records: dict[tuple[str, int], VersionRecord] = {}
         self._problems: tuple[str, ...] = ()
@@ -85,6 +88,8 @@ class StoreSource:
         """Lay the version's files out under their names."""
         record = artifact.record
         assert record is not None
+        if self._rehash:
+            self.store.rehash(record.files)
         folder = self.store.checkout(record.files, record.digest)
         python = self._find_python(self.folder, record.environment) if record.environment else ""
         path = folder / record.artifact if record.artifact else folder
@@ -155,8 +160,11 @@ class StoreSource:
         return self._records[key]
 
 
-def _selection(select: Sequence[str]) -> dict[str, str]:
-    """Return model -> label ("" for what the route says) of `fraud,churn@canary`."""
+def selection(select: Sequence[str]) -> dict[str, str]:
+    """Return model -> label ("" for what the route says) of `fraud,churn@canary`.
+
+    Raise ConfigError.
+    """
     chosen = {}
     for word in (part.strip() for text in select for part in text.split(",")):
         name, sign, label = word.partition("@")
@@ -164,6 +172,26 @@ def _selection(select: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--models: {word!r} is neither NAME nor NAME@LABEL")
         chosen[name] = label
     return chosen
+
+
+class NoModels:
+    """No model at all: an application is served alone."""
+
+    def read(self) -> Wanted:
+        """Nothing."""
+        return MappingProxyType({})
+
+    def changed(self) -> bool:
+        """Never."""
+        return False
+
+    def prepare(self, artifact: Artifact) -> Prepared:
+        """Nothing to prepare. Raise ArtifactError."""
+        raise ArtifactError(f"{artifact.model}: no models are served here")
+
+    def problems(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
 
 class FileSource:

@@ -34,6 +34,7 @@ class ErrorCode(enum.Enum):
     MODEL_FAILED = "model_failed"
     UNSUPPORTED = "unsupported"
     CONFLICT = "conflict"
+    BAD_GATEWAY = "bad_gateway"
     INTERNAL = "internal"
 
 
@@ -152,6 +153,12 @@ class ModelFailed(MuelleError):
     code = ErrorCode.MODEL_FAILED
 
 
+class BadGateway(MuelleError):
+    """A hosted application's process ended while it had the request."""
+
+    code = ErrorCode.BAD_GATEWAY
+
+
 class Internal(MuelleError):
     """A fault of Muelle itself. The log has the details under the request id."""
 
@@ -184,6 +191,24 @@ class StoreError(MuelleError):
 
 class MissingLibrary(ArtifactError):
     """The library that runs a format is not installed. The message names the extra to install."""
+
+
+class ImageError(MuelleError):
+    """An image, a layer or a base cannot be read or written. The message says what to do."""
+
+    code = ErrorCode.UNPROCESSABLE
+
+
+class SignatureInvalid(MuelleError):
+    """A signature is missing, by another key, or over other files."""
+
+    code = ErrorCode.UNPROCESSABLE
+
+
+class RegistryError(MuelleError):
+    """An image registry refuses, is away, or does not keep to its protocol."""
+
+    code = ErrorCode.UNAVAILABLE
 
 
 class ConfigError(MuelleError):

@@ -55,6 +55,8 @@ class Listening(Event, tag=True, frozen=True):
     models: tuple[ModelStatus, ...]
     moved: bool = False
     """Whether a hosted application has taken `/`, and our own pages are below `/muelle/`."""
+    app: str = ""
+    """The application that is hosted, `ASGI app.py:app`; "" for none."""
 
 
 class TrafficMoved(Event, tag=True, frozen=True):

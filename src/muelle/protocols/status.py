@@ -30,6 +30,7 @@ HTTP_STATUS: MappingProxyType[E, int] = MappingProxyType(
         E.MODEL_FAILED: 500,
         E.UNSUPPORTED: 501,
         E.CONFLICT: 409,
+        E.BAD_GATEWAY: 502,
         E.INTERNAL: 500,
     }
 )

@@ -90,7 +90,7 @@ def pull(
                 raise ArtifactError(
                     f"{source}: neither a store nor an export: no store.db, no {RECORD} in it"
                 )
-            incoming = [_Incoming(store, record, files, trust) for record, files in records]
+            incoming = [Incoming(store, record, files, trust) for record, files in records]
             # All are looked at before the first is published.
             for one in incoming:
                 one.copy(progress)
@@ -104,7 +104,7 @@ def pull(
     return tuple(pulled)
 
 
-class _Incoming:
+class Incoming:
     """One version on its way in."""
 
     def __init__(
@@ -116,15 +116,21 @@ class _Incoming:
     def copy(self, progress: Callable[[str, int, int], None]) -> None:
         """Take in the files. Raise ArtifactError when one is not what the record says."""
         record = self._record
-        total, done = record.size, 0
+        done = 0
         for file in record.files:
-            (got,) = self._store.add_files(self._files[file.path], _within(progress, done, total))
+            step = within(progress, done, record.size)
+            (got,) = self._store.add_files(self._files[file.path], step)
             if (got.sha256, got.size) != (file.sha256, file.size):
                 raise ArtifactError(
                     f"{file.path}: its content is not the one that was exported (SHA-256 "
                     f"{got.sha256[:16]}…, expected {file.sha256[:16]}…); copy it again"
                 )
             done += file.size
+        self.settle()
+
+    def settle(self) -> None:
+        """Lay the files out, all in the store now. Raise ArtifactError: another digest."""
+        record = self._record
         digest = digest_of_files([(file.path, file.sha256) for file in record.files])
         if digest != record.digest:
             raise ArtifactError(f"{record.model}: the record's digest is not that of its files")
@@ -144,13 +150,13 @@ class _Incoming:
         if form.runs_code and not self._trust:
             raise ArtifactError(
                 f"{record.model}: {form.name} runs code from the file when it is loaded; if you "
-                "trust where it comes from, pull it with --trust"
+                "trust where it comes from, add --trust"
             )
         environment = ""
         if record.environment and not self._trust:
             raise ArtifactError(
                 f"{record.model}: it comes with requirements, and the libraries that they name "
-                "would run their code; if you trust where it comes from, pull it with --trust"
+                "would run their code; if you trust where it comes from, add --trust"
             )
         if record.environment:
             environments = Environments(
@@ -167,7 +173,7 @@ class _Incoming:
         )
 
 
-def _within(
+def within(
     progress: Callable[[str, int, int], None], before: int, total: int
 ) -> Callable[[int, int], None]:
     """Return the progress of one file as a part of all."""

@@ -29,6 +29,40 @@ def bind_or_explain(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from None
 
 
+def bind_unix_or_explain(path: Path) -> socket.socket:
+    """Return a socket bound to a path, for this user and group. Raise ConfigError."""
+    try:
+        return bind_unix(path, 0o660)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise ConfigError(f"--unix-socket {path}: cannot listen there: {reason}") from None
+
+
+def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
+    """Bind a Unix socket. A file that nobody listens on is taken away first. Raise OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                pass
+            else:
+                raise FileExistsError(17, f"another server listens on {path}")
+        before = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def next_free(host: str, port: int) -> int | None:
     """Return the next port that can be bound now."""
     for candidate in range(port + 1, min(port + 50, 65_536)):

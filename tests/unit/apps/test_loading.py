@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from flask import Flask
 
 from muelle.apps.loading import kind_of, load_app
-from muelle.apps.target import parse_target
+from muelle.apps.target import AppTarget
 from muelle.core.errors import ArtifactError
 
 
@@ -45,8 +45,7 @@ def one(scope: Any) -> None:
     """ASGI 2, which is no more."""
 
 
-TARGET = parse_target("app.py:app")
-assert TARGET is not None
+TARGET = AppTarget.parse("app.py:app")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +89,7 @@ def test_a_file_finds_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "my-app.py").write_text(
         "from neighbour_of_app import ANSWER\ndef app(environ, start_response): return [ANSWER]\n"
     )
-    target = parse_target("my-app.py:app")
-    assert target is not None
+    target = AppTarget.parse("my-app.py:app")
     app, kind = load_app(target, tmp_path)
     assert (app(None, None), kind) == ([42], "wsgi")
 
@@ -101,8 +99,7 @@ def test_a_file_does_not_take_a_modules_name(tmp_path: Path) -> None:
     import json
 
     (tmp_path / "json.py").write_text("def app(environ, start_response): return []\n")
-    target = parse_target("json.py:app")
-    assert target is not None
+    target = AppTarget.parse("json.py:app")
     load_app(target, tmp_path)
     assert __import__("json") is json
     assert json.loads("1") == 1
@@ -111,7 +108,6 @@ def test_a_file_does_not_take_a_modules_name(tmp_path: Path) -> None:
 def test_the_nearest_file_is_proposed(tmp_path: Path) -> None:
     """A typo in the file's name."""
     (tmp_path / "server.py").write_text("")
-    target = parse_target("servr.py:app")
-    assert target is not None
+    target = AppTarget.parse("servr.py:app")
     with pytest.raises(ArtifactError, match=r"did you mean server\.py"):
         load_app(target, tmp_path)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import muelle
-from muelle.apps import local
 from muelle.apps.channel import Channel
 from muelle.apps.frames import (
     Describe,
@@ -27,8 +26,9 @@ from muelle.apps.frames import (
     Predicted,
 )
 from muelle.apps.hosted import Hosted, inherited
-from muelle.apps.local import LocalModel, server_url
+from muelle.apps.local import OverChannel, server_url
 from muelle.client.calls import ServerUnreachable
+from muelle.client.local import ServedModel
 from muelle.core.errors import BadRequest, DeadlineExceeded, ModelNotFound, TooLarge
 from muelle.core.signature import Signature, TensorSpec
 from muelle.core.status import ModelStatus, VersionStatus
@@ -110,9 +110,9 @@ def pair() -> Any:
     hosted.channel.close()
 
 
-def near(hosted: Hosted, name: str = "twice") -> LocalModel:
+def near(hosted: Hosted, name: str = "twice") -> ServedModel:
     """A model over that channel."""
-    return LocalModel(name, None, local._Near(name, hosted))
+    return ServedModel(name, None, OverChannel(name, hosted))
 
 
 def test_a_model_answers_before_there_is_a_loop(pair: Any) -> None:
@@ -206,7 +206,7 @@ def test_a_server_that_went_away_is_told(pair: Any) -> None:
 def test_outside_of_a_hosted_app_a_server_is_asked() -> None:
     """Where the variables say, else where a server usually is; nothing is asked before that."""
     assert inherited() is None
-    assert repr(muelle.model("fraud:3")) == "muelle.model('fraud:3')"
+    assert repr(muelle.model("fraud:3")) == "muelle.model('fraud', version='3')"
     assert muelle.model("fraud", version=3).version == "3"
     assert server_url({}) == ""
     assert server_url({"MUELLE_SERVER": "http://b"}) == "http://b"

@@ -10,9 +10,10 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from muelle.core.errors import ArtifactError, StoreError
 from muelle.core.records import StoredFile
@@ -104,6 +105,28 @@ class Blobs:
         meter.finish()
         return tuple(stored)
 
+    def receive(self, stored: StoredFile, stream: BinaryIO, progress: Progress | None) -> bool:
+        """Take in one content from a stream that begins with it; see `Store.add_content`."""
+        with store_errors(stored.path):
+            place = self.path(stored.sha256)
+            if self.is_sound(stored.sha256) and place.stat().st_size == stored.size:
+                os.utime(place)  # in use again: gc counts from now
+                sync_folder(place.parent)
+                return False
+        # Named by its content: a copy that was cut off goes on whatever the stream comes from.
+        file = Source(stored.path, Path("/", stored.sha256), stored.size, stored.size, 0)
+
+        def read(block: bytearray, offset: int) -> int:
+            with _source_errors(file):
+                return stream.readinto(block)  # type: ignore[attr-defined, no-any-return]
+
+        def check(sha256: str) -> None:
+            if sha256 != stored.sha256:
+                raise ArtifactError(f"{stored.path}: its content is not the one that was packed")
+
+        self._take_in(file, read, check, Meter(progress, stored.size))
+        return True
+
     def _add_one(self, file: Source, may_be_there: bool, meter: Meter) -> StoredFile:
         fd = _open_source(file)
         try:
@@ -128,12 +151,28 @@ class Blobs:
         return sha256
 
     def _copy(self, file: Source, fd: int, meter: Meter) -> str:
+        def check(_: str) -> None:
+            with _source_errors(file):
+                _check_unchanged(file, fd)
+
+        return self._take_in(file, lambda block, at: _read(file, fd, block, at), check, meter)
+
+    def _take_in(
+        self,
+        file: Source,
+        read: Callable[[bytearray, int], int],
+        check: Callable[[str], None],
+        meter: Meter,
+    ) -> str:
+        """Copy what `read(block, offset)` gives into its place, when `check(sha256)` lets it."""
         with store_errors(file.name):
             part, part_path = self._open_part(file)
         try:
             check_room(file, part)
-            sha256 = self._fill(part, file, fd, meter)
+            sha256 = self._fill(part, file, read, meter)
+            check(sha256)
             with store_errors(file.name):
+                os.ftruncate(part, file.size)
                 os.fchmod(part, 0o444)
                 os.fsync(part)
                 self._put(part_path, sha256)
@@ -159,7 +198,9 @@ class Blobs:
         path = self._incoming / f"{name}.{os.getpid()}-{os.urandom(4).hex()}"
         return os.open(path, flags | os.O_EXCL, 0o600), path
 
-    def _fill(self, part: int, file: Source, fd: int, meter: Meter) -> str:
+    def _fill(
+        self, part: int, file: Source, read: Callable[[bytearray, int], int], meter: Meter
+    ) -> str:
         """Copy and hash. What stands in `part` already is compared, and kept as far as it agrees.
 
         Blocks of zeros become holes, as they are in most sources that have them.
@@ -168,7 +209,7 @@ class Blobs:
         block, mine = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
         done, agrees = 0, True
         # One that grows as fast as it is read would never end.
-        while done <= file.size and (n := _read(file, fd, block, done)):
+        while done <= file.size and (n := read(block, done)):
             view = memoryview(block)[:n]
             hasher.update(view)
             with store_errors(file.name, file.size - done):
@@ -179,10 +220,6 @@ class Blobs:
                     _write(part, view, done)
             done += n
             meter.add(n)
-        with _source_errors(file):
-            _check_unchanged(file, fd)
-        with store_errors(file.name):
-            os.ftruncate(part, file.size)
         return hasher.hexdigest()
 
     def _put(self, part: Path, sha256: str) -> None:

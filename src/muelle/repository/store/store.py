@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -109,6 +110,25 @@ class Store:
         with self._db.read() as c:
             sizes = {size for (size,) in c.execute("SELECT DISTINCT size FROM files")}
         return self._blobs.add(source, progress, sizes)
+
+    def has_content(self, file: StoredFile) -> bool:
+        """Whether a content is there in its full size. Does not read it."""
+        try:
+            self._blobs.require(file)
+        except ArtifactError:
+            return False
+        return True
+
+    def add_content(
+        self, file: StoredFile, stream: BinaryIO, progress: Progress | None = None
+    ) -> bool:
+        """Take in one file's content from a stream that ends with it; return whether it was new.
+
+        What is there already, and sound, is not read from the stream. A copy that was cut off is
+        continued. Raise ArtifactError when it is another content, StoreError for the store's disk.
+        """
+        self._begin_push()
+        return self._blobs.receive(file, stream, progress)
 
     def abandon(self) -> None:
         """End a push without publishing: what it has added is left to gc."""

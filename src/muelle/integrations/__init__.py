@@ -1,0 +1,1 @@
+"""Muelle's endpoints inside other people's applications: `fastapi.router`, `flask.blueprint`."""
