@@ -106,10 +106,15 @@ def test_requests_of_all_app_workers_share_batches(fast: Served) -> None:
 
 
 def test_both_workers_answer(fast: Served) -> None:
-    """Requests at the same time go to different processes."""
-    calls = [lambda: ask(fast, "GET", "/slow?seconds=0.2"), lambda: ask(fast, "GET", "/")] * 8
-    pids = {answer["pid"] for _, answer in in_parallel(calls) if isinstance(answer, dict)}
-    assert len(pids) == 2
+    """A request goes to the process with the least to do."""
+    eventually(lambda: metric(fast, "muelle_app_workers ") == 2)
+    idle = ask(fast, "GET", "/")[1]["pid"]
+    connection = fast.connect()
+    connection.request("GET", "/slow?seconds=2")
+    eventually(lambda: metric(fast, "muelle_app_in_flight") == 1)
+    assert ask(fast, "GET", "/")[1]["pid"] != idle
+    assert connection.getresponse().read() == b'"done"'
+    connection.close()
 
 
 @pytest.mark.parametrize(
