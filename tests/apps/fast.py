@@ -104,8 +104,9 @@ async def block(seconds: float) -> None:
 
 
 @app.get("/slow")
-async def slow(seconds: float) -> str:
+async def slow(seconds: float, response: Response) -> str:
     """Take a while without holding anything up."""
+    response.headers["x-pid"] = str(os.getpid())
     await asyncio.sleep(seconds)
     return "done"
 
