@@ -81,7 +81,7 @@ class Served:
         self.port = 0
         while self.port == 0:
             line = self.next_line()
-            if "listens on http://" in line:
+            if "listens on http" in line:
                 self.port = int(line.rsplit(":", 1)[1])
 
     def _read(self) -> None:

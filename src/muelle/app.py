@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from muelle.apps.host import OUR_ROOT, AppHost
 from muelle.config.sections import ServeConfig
 from muelle.control.sources import StoreSource
 from muelle.control.wanted import Source
-from muelle.core.errors import ArtifactError, ErrorCode, Internal, MuelleError
+from muelle.core.errors import ArtifactError, ConfigError, ErrorCode, Internal, MuelleError
 from muelle.core.events import Draining, Listener, Listening
 from muelle.inference import InferenceService, error_encoder
 from muelle.management import ManagementService
@@ -32,7 +33,7 @@ from muelle.protocols.http import JSON, Answer
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
-from muelle.transport.ports import bind_or_explain, bind_unix_or_explain
+from muelle.transport.ports import bind_or_explain, bind_unix_or_explain, tls_context
 from muelle.transport.server import HttpServer
 
 log = logging.getLogger("muelle")
@@ -71,16 +72,24 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     source.read()  # Every cheap reason to stop, before the port is taken.
     for problem in source.problems():
         log.warning("%s", problem)
+    tls = _tls(config)
     sock = _bind(config)
     try:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(config, source, sock, listener).run())
+            return runner.run(Server(config, source, sock, listener, tls).run())
     finally:
         sock.close()
         if config.listen.unix_socket:
             Path(config.listen.unix_socket).unlink(missing_ok=True)
+
+
+def _tls(config: ServeConfig) -> ssl.SSLContext | None:
+    listen = config.listen
+    if listen.tls_key and not listen.tls_cert:
+        raise ConfigError("--tls-key: name the certificate too: --tls-cert FILE")
+    return tls_context(listen.tls_cert, listen.tls_key) if listen.tls_cert else None
 
 
 def _bind(config: ServeConfig) -> socket.socket:
@@ -98,7 +107,9 @@ class Server:
         source: Source,
         sock: socket.socket,
         listener: Listener,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._config = config
         self._source = source
         self._sock = sock
@@ -149,7 +160,7 @@ class Server:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        await self.http.start(self._sock)
+        await self.http.start(self._sock, self._tls)
         self.management.url = self._url()
         await self.admin.start()
         loading = loop.create_task(self._load(doors))
@@ -221,7 +232,8 @@ class Server:
         if self._sock.family == socket.AF_UNIX:
             return f"unix:{self._sock.getsockname()}"
         host, port = self._sock.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def _signalled(self, number: int) -> None:
         """The first signal drains; SIGINT twice ends at once."""

@@ -11,12 +11,17 @@ from muelle.config.sections import ServeConfig
 from muelle.control.shipped import ShippedSource
 from muelle.control.sources import FileSource, NoModels, StoreSource
 from muelle.control.wanted import Source
-from muelle.core.errors import ArtifactError, ConfigError, SignatureInvalid
+from muelle.core.errors import ArtifactError, ConfigError
 from muelle.core.records import VersionRecord
+from muelle.packaging.signing import read_signatures
+from muelle.packaging.signing_policy import (
+    mark_with_signature,
+    policy_of,
+    shipped_signatures,
+)
 from muelle.repository.environments import find_environment
 from muelle.repository.layout import list_artifacts, split_spec
 from muelle.repository.shipped import is_shipped
-from muelle.repository.signatures import read_signatures
 from muelle.repository.store import Store, default_store
 from muelle.runtimes.interface import Format, Runtime
 from muelle.runtimes.registry import Registry, missing_libraries, missing_message
@@ -44,6 +49,17 @@ def new_source(config: ServeConfig) -> Source:
 
 
 def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
+    missing = _missing_for(Registry())
+    policy = policy_of(config.security.require_signature)
+
+    def refuse(record: VersionRecord) -> str:
+        reason = policy.refusal(record, read_signatures(folder, record.digest)) if policy else ""
+        return reason or missing(record)
+
+    def check(record: VersionRecord, place: Path) -> None:
+        if policy is not None:
+            policy.check_version(record, place, read_signatures(folder, record.digest))
+
     def find_python(root: Path, digest: str) -> str:
         python = find_environment(root / "environments", digest)
         if python is None:
@@ -52,42 +68,9 @@ def _store_source(config: ServeConfig, folder: Path) -> StoreSource:
             )
         return str(python)
 
-    missing = _missing_for(Registry())
-    unsigned = _unsigned(config)
-
-    def refuse(record: VersionRecord) -> str:
-        return unsigned(record, lambda: read_signatures(folder, record.digest)) or missing(record)
-
     return StoreSource(
-        Store.open(folder),
-        config.select,
-        refuse=refuse,
-        find_python=find_python,
-        rehash=bool(config.security.require_signature),
+        Store.open(folder), config.select, refuse=refuse, find_python=find_python, check=check
     )
-
-
-def _unsigned(config: ServeConfig) -> Callable[[VersionRecord, Callable[[], list[bytes]]], str]:
-    """Return what says why a version's signature does not do, "" when it does or none is asked."""
-    if not config.security.require_signature:
-        return lambda record, signatures: ""
-    from muelle.signing import load_public, verify_files
-
-    keys = [load_public(Path(key).expanduser()) for key in config.security.require_signature]
-
-    def unsigned(record: VersionRecord, signatures: Callable[[], list[bytes]]) -> str:
-        name = f"{record.model}:{record.version}"
-        files = [(file.path, file.sha256) for file in record.files]
-        trouble = f"{name}: it is not signed, and require_signature is set; muelle sign {name}"
-        for signature in signatures():
-            try:
-                verify_files(signature, files, keys)
-                return ""
-            except SignatureInvalid as exc:
-                trouble = f"{name}: {exc.message}"
-        return trouble
-
-    return unsigned
 
 
 def _missing_for(registry: Registry) -> Callable[[VersionRecord], str]:
@@ -110,13 +93,11 @@ def _missing_for(registry: Registry) -> Callable[[VersionRecord], str]:
 def _shipped_source(config: ServeConfig, folder: Path) -> ShippedSource:
     registry = Registry()
     missing = _missing_for(registry)
-    unsigned = _unsigned(config)
+    policy = policy_of(config.security.require_signature)
 
     def refuse(record: VersionRecord, place: Path) -> str:
-        signatures = sorted((folder / record.model).glob(f"{record.version}.*.sig"))
-        trouble = unsigned(record, lambda: [path.read_bytes() for path in signatures])
-        if trouble:
-            return trouble
+        if policy and (reason := policy.refusal(record, shipped_signatures(folder, record))):
+            return reason
         # The record is only what somebody wrote: what the file is, the file itself says.
         runtime, form = registry.find_format(place)
         if (runtime.name, form.name) != (record.runtime, record.format):
@@ -129,18 +110,29 @@ def _shipped_source(config: ServeConfig, folder: Path) -> ShippedSource:
             )
         return missing(record)
 
-    return ShippedSource(folder, config.select, refuse=refuse)
+    def check(record: VersionRecord, place: Path) -> None:
+        if policy is not None:
+            policy.check_version(record, place, shipped_signatures(folder, record))
+
+    return ShippedSource(folder, config.select, refuse=refuse, check=check)
 
 
 def _file_source(config: ServeConfig) -> FileSource:
     specs = _named(config)
     registry = Registry()
+    policy = policy_of(config.security.require_signature)
     return FileSource(
         lambda: list_artifacts(specs, is_artifact_folder=_is_folder_format(registry)),
         _examine(config, registry),
         named=[split_spec(spec)[1] for spec in specs],
         watched=config.lifecycle.control == "poll",
+        look=None if policy is None else mark_with_signature,
+        check=_unchecked if policy is None else policy.check_path,
     )
+
+
+def _unchecked(path: Path) -> None:
+    """Without the policy every artifact may be loaded."""
 
 
 def _is_folder_format(registry: Registry) -> Callable[[Path], bool]:
@@ -157,29 +149,9 @@ def _is_folder_format(registry: Registry) -> Callable[[Path], bool]:
 def _examine(config: ServeConfig, registry: Registry) -> Callable[[Path], tuple[str, str, str]]:
     def examine(path: Path) -> tuple[str, str, str]:
         runtime, form = registry.find_format(path)
-        refused = _unsigned_file(config, path) or _refused(config, path, runtime, form)
-        return runtime.name, form.name, refused
+        return runtime.name, form.name, _refused(config, path, runtime, form)
 
     return examine
-
-
-def _unsigned_file(config: ServeConfig, path: Path) -> str:
-    """Say why a plain file's signature, which lies beside it, does not do."""
-    if not config.security.require_signature:
-        return ""
-    from muelle import signing
-
-    keys = [
-        signing.load_public(Path(key).expanduser()) for key in config.security.require_signature
-    ]
-    beside = signing.signature_beside(path)
-    try:
-        signing.verify_files(beside.read_bytes(), signing.files_of(path), keys)
-    except OSError:
-        return f"{path.name}: it is not signed ({beside.name}), and require_signature is set"
-    except SignatureInvalid as exc:
-        return f"{path.name}: {exc.message}"
-    return ""
 
 
 def _refused(config: ServeConfig, path: Path, runtime: Runtime, form: Format) -> str:

@@ -40,9 +40,10 @@ def check(env: Mapping[str, str], path: str = "/ready") -> str:
     port = given("MUELLE_PORT", "MUELLE_LISTEN__PORT", "PORT") or "8080"
     if host in ("", "0.0.0.0", "::"):
         host = "::1" if host == "::" else "127.0.0.1"
+    tls = bool(given("MUELLE_TLS_CERT", "MUELLE_LISTEN__TLS_CERT"))
     connection: http.client.HTTPConnection
     try:
-        connection = _UnixConnection(unix) if unix else _tcp(host, port)
+        connection = _UnixConnection(unix) if unix else _tcp(host, port, tls)
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read(1_000).decode("utf-8", "replace")
@@ -51,8 +52,16 @@ def check(env: Mapping[str, str], path: str = "/ready") -> str:
     return "" if response.status == 200 else f"{response.status} {body}"
 
 
-def _tcp(host: str, port: str) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
+def _tcp(host: str, port: str, tls: bool) -> http.client.HTTPConnection:
+    if not tls:
+        return http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
+    import ssl
+
+    # The certificate names the service, not the loopback address that this process asks.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, int(port), timeout=TIMEOUT_S, context=context)
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ import pytest
 
 from muelle.packaging.bundle import BundleHeader, Member, write_bundle
 from muelle.packaging.bundle_read import extract, read_member, verify_bundle
+from muelle.packaging.signing import new_key, write_keys
 from tests import models
 from tests.e2e.test_store_cli import Commands
 
@@ -113,6 +114,33 @@ def test_a_key_is_wanted_of_a_bundle_without_signature(
     key = tmp_path / "maker.pub"
     key.write_text("none")
     assert "it is not signed" in there.refused("import", small, "--key", key)
+
+
+def test_a_signed_bundle_is_taken_from_its_maker_only(
+    origin: Commands, there: Commands, tmp_path: Path
+) -> None:
+    """With the maker's key; not with another's, and not when the signature is another's."""
+    for name in ("maker", "other"):
+        write_keys(tmp_path / name, new_key())
+    path = tmp_path / "signed.muelle"
+    origin.ok("bundle", "fraud", "--no-wheels", "--sign", tmp_path / "maker.key", "-o", path)
+    assert "signed by key" in there.ok("import", "--check", path, "--key", tmp_path / "maker.pub")
+    there.refused("import", path, "--key", tmp_path / "other.pub")
+    assert not there.store.exists()
+    keys = ["--key", tmp_path / "other.pub", "--key", tmp_path / "maker.pub"]
+    assert "fraud:1 imported" in there.ok("import", path, *keys)
+
+
+def test_the_list_of_parts_holds_every_package_and_model(bundle: Path) -> None:
+    """CycloneDX: each wheel with its hash and licence, each version with its digest."""
+    index = verify_bundle(bundle)
+    found = json.loads(read_member(bundle, index, "sbom.cdx.json"))
+    hashes = {one["content"] for part in found["components"] for one in part.get("hashes", ())}
+    assert {entry.sha256 for entry in index.of_kind("wheel")} <= hashes
+    assert index.versions[0].digest.removeprefix("sha256:") in hashes
+    numpy = next(part for part in found["components"] if part["name"] == "numpy")
+    assert "BSD" in json.dumps(numpy["licenses"])
+    assert "numpy/__init__.py" in json.dumps(numpy)
 
 
 def test_a_bundle_that_fails_leaves_nothing(origin: Commands, tmp_path: Path) -> None:

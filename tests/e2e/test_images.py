@@ -134,13 +134,23 @@ class Container:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Send one request over the Unix socket."""
-        connection = http.client.HTTPConnection("localhost", timeout=60)
-        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(60)
-        connection.sock.connect(str(self.socket))
+        return over_socket(self.socket, method, path, body)
+
+
+def over_socket(
+    socket_path: Path, method: str, path: str, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """Send one request over a Unix socket."""
+    connection = http.client.HTTPConnection("localhost", timeout=60)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.sock.settimeout(60)
+    try:
+        connection.sock.connect(str(socket_path))
         connection.request(method, path, body, {"content-type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read()
+    finally:
+        connection.close()
 
 
 def test_it_answers_under_the_strictest_conditions(docker: str, image: str, tmp_path: Path) -> None:
@@ -221,6 +231,41 @@ def test_nothing_is_in_it_that_should_not_be(docker: str, image: str) -> None:
         assert [n for n in names if n.endswith("muelle/healthcheck.py")]
 
 
+def test_the_list_of_parts_covers_every_file(docker: str, image: str) -> None:
+    """P-17: each file that was installed belongs to a package of the SBOM, each model is in it."""
+    container = engines.client(docker).containers.create(image)
+    try:
+        stream = b"".join(container.export())
+    finally:
+        container.remove()
+    with tarfile.open(fileobj=io.BytesIO(stream)) as archive:
+        read = {m.name: archive.extractfile(m) for m in archive if m.isfile()}
+        contents = {
+            name: file.read()
+            for name, file in read.items()
+            if file is not None and name.endswith((".dist-info/RECORD", "sbom.cdx.json"))
+        }
+    sbom = json.loads(contents["srv/sbom.cdx.json"])
+    parts = {one["name"]: one for one in sbom["components"]}
+    assert parts["fraud"]["version"] == "1"
+    assert {"chaos", "onnxruntime", "muelle"} <= set(parts)
+    (site,) = {name.partition("site-packages/")[0] for name in contents if "site-packages" in name}
+    owned: set[str] = set()
+    for name, record in contents.items():
+        if not name.endswith("RECORD"):
+            continue
+        folder = name.split("/")[-2].removesuffix(".dist-info")
+        package = re.sub(r"[-_.]+", "-", folder.partition("-")[0]).lower()
+        assert package in parts, f"{package} is installed and not listed"
+        lines = record.decode().splitlines()
+        owned |= {f"{site}site-packages/{line.split(',')[0].strip(chr(34))}" for line in lines}
+    installed = {
+        n for n in read if n.startswith(f"{site}site-packages/") and not n.endswith(".pyc")
+    }
+    assert installed - owned == set()
+    assert len(installed) > 1_000
+
+
 def test_the_image_says_who_it_is(docker: str, image: str) -> None:
     """Numeric user, stop signal, health check without a shell; labels come out as they went in."""
     config = engines.client(docker).images.get(image).attrs["Config"]
@@ -251,6 +296,48 @@ def test_an_onnx_image_is_small_and_carries_no_other_runtime(docker: str, place:
         assert not there & {"torch", "scikit-learn", "pandas", "xgboost-cpu", "catboost", "pip"}
     finally:
         client.images.remove(found["name"], force=True)
+
+
+def test_a_version_with_libraries_of_its_own(docker: str, tmp_path: Path) -> None:
+    """It runs in its own environment in the image, which the server's libraries stay out of."""
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\nimport six\nfrom muelle import Model, TensorSpec\n\n\n"
+        "class Own(Model):\n"
+        "    inputs = [TensorSpec(name='x', datatype='FP64', shape=(-1,))]\n"
+        "    outputs = [TensorSpec(name='y', datatype='FP64', shape=(-1,))]\n"
+        "    example = {'x': 1.0}\n\n"
+        "    def predict(self, inputs):\n"
+        "        assert six.__version__ == '1.16.0'\n"
+        "        return {'y': inputs['x'] * 3}\n"
+    )
+    (tmp_path / "requirements.txt").write_text("six==1.16.0\n")
+    pushed = muelle(
+        tmp_path, "push", "own.py", "--name", "own", "--trust", "--requirements",
+        "requirements.txt", "--store", "store",
+    )  # fmt: skip
+    assert pushed.returncode == 0, pushed.stderr
+    client = engines.client(docker)
+    for builder in ("docker", "oci"):
+        more = ("-o", "own.tar") if builder == "oci" else ()
+        found = build(
+            tmp_path, "own:1", "-t", f"muelle-test/own-{builder}:1", "--builder", builder,
+            "--base", "host", *more, docker=docker,
+        )  # fmt: skip
+        if more:
+            with open(tmp_path / "own.tar", "rb") as stream:
+                client.images.load(stream)
+        try:
+            with Container(docker, found["name"], tmp_path / builder) as served:
+                body = json.dumps({"instances": [{"x": 2.0}]}).encode()
+                status, answer = served.ask("POST", "/models/own/predict", body)
+                assert status == 200, answer
+                assert "6" in json.dumps(json.loads(answer)["predictions"])
+                code, _ = served.container.exec_run(
+                    ["/opt/muelle/bin/python3", "-I", "-c", "import six"]
+                )
+                assert code != 0, "the server's own environment has not got it"
+        finally:
+            client.images.remove(found["name"], force=True)
 
 
 # --- without an engine ---
@@ -310,6 +397,74 @@ def test_others_take_what_we_write(docker: str, place: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_folder_of_locked_wheels_is_enough(place: Path) -> None:
+    """`muelle lock`, then `build --lock` with an empty cache: the same image, and no index."""
+    done = muelle(place, "lock", "fraud:1", "--store", "store", "-o", "locked")
+    assert done.returncode == 0, done.stderr
+    assert (place / "locked/pylock.toml").is_file()
+    first = build(place, "fraud:1", "-t", "same:1", "-o", "a.tar")
+    nothing = {"XDG_CACHE_HOME": f"{place}/c3", "PIP_INDEX_URL": "http://127.0.0.1:9/none"}
+    second = build(place, "fraud:1", "-t", "same:1", "-o", "b.tar", "--lock", "locked", **nothing)
+    assert first["digest"] == second["digest"]
+    (wheel,) = (place / "locked/wheels").glob("numpy-*.whl")
+    wheel.unlink()
+    refused = muelle(
+        place, "build", "fraud:1", "--store", "store", "-o", "c.tar", "--lock", "locked"
+    )
+    assert refused.returncode == 1
+    assert "numpy==" in refused.stderr.splitlines()[-1]
+
+
+def test_straight_from_a_file(place: Path) -> None:
+    """A model's file becomes the same image as its version in a store, but for when it was made."""
+    onnx = models.quiet(models.onnx_classifier).path
+    found = build(place, f"fraud={onnx}", "-t", "file:1", "-o", "file")
+    assert set(found["parts"]) >= {"base", "packages", "muelle", "fraud:1"}
+    index = json.loads((place / "file/index.json").read_text())
+    manifest = json.loads(_blob(place / "file", index["manifests"][0]["digest"]))
+    config = json.loads(_blob(place / "file", manifest["config"]["digest"]))
+    assert config["config"]["Labels"]["dev.muelle.models"] == "fraud:1"
+    assert config["config"]["Cmd"] == ["serve", "/srv/models"]
+
+
+def test_bases_of_every_kind(docker: str, place: Path) -> None:
+    """`oci` builds on a layout folder, on a saved archive, and on an image of the local engine."""
+    build(place, "fraud:1", "-t", "muelle-test/base:1", "-o", "base-layout")
+    build(place, "fraud:1", "-t", "muelle-test/base:1", "-o", "base.tar")
+    client = engines.client(docker)
+    with open(place / "base.tar", "rb") as stream:
+        client.images.load(stream)
+    try:
+        for base in ("base-layout", "base.tar", "muelle-test/base:1"):
+            found = build(
+                place, "fraud:2", "-t", "on:1", "--builder", "oci", "--base", base, "-o", "on.tar",
+                docker=docker,
+            )  # fmt: skip
+            assert found["parts"]["fraud:2"] > 0
+        with open(place / "on.tar", "rb") as stream:
+            (loaded,) = client.images.load(stream)
+        client.images.remove(loaded.id, force=True)
+    finally:
+        client.images.remove("muelle-test/base:1", force=True)
+
+
+def test_a_signed_image(place: Path) -> None:
+    """`--sign`: the right key verifies archive and layout; another key, another image: no."""
+    for name in ("ours", "theirs"):
+        assert muelle(place, "keygen", name).returncode == 0
+    for target in ("signed.tar", "signed-layout"):
+        build(place, "fraud:1", "-t", "signed:1", "-o", target, "--sign", "ours.key")
+        good = muelle(place, "verify", target, "--key", "ours.pub")
+        assert good.returncode == 0, good.stderr
+        assert "signed by ours.pub" in good.stdout
+        assert muelle(place, "verify", target, "--key", "theirs.pub").returncode == 1
+    build(place, "fraud:2", "-t", "signed:1", "-o", "other.tar")
+    shutil.copy(place / "signed.tar.sig", place / "other.tar.sig")
+    wrong = muelle(place, "verify", "other.tar", "--key", "ours.pub")
+    assert wrong.returncode == 1
+    assert "oci-manifest is not the file that was signed" in wrong.stderr
+
+
 def test_an_image_for_another_processor(place: Path) -> None:
     """`--platform linux/arm64` on this machine: every library in the packages is for arm64."""
     base = _arm_base(place)
@@ -350,25 +505,47 @@ def _arm_base(place: Path) -> Path:
 
 @pytest.mark.parametrize("builder", ["podman", "buildah"])
 def test_other_builders(builder: str, place: Path) -> None:
-    """Podman and Buildah build the same Dockerfile without a network; Podman runs the image."""
+    """Podman and Buildah build the same Dockerfile without a network; what they built answers."""
     engines.program(builder)
     podman = engines.program("podman")
     name = f"localhost/muelle-test/{builder}:1"
     found = build(place, "fraud:1", "-t", name, "--builder", builder, "--base", "host")
     assert found["builder"] == builder
+    folder = place / f"sock-{builder}"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
     hard = str(min(4_096, os.sysconf("SC_OPEN_MAX")))
-    script = "import muelle.healthcheck, onnxruntime, sys; print('whole')"
     try:
         done = subprocess.run(
-            [podman, "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL",
+            [podman, "run", "--detach", "--network", "none", "--read-only", "--cap-drop", "ALL",
              "--ulimit", f"nofile={hard}:{hard}", "--ulimit", "nproc=1000:1000",
-             "--no-healthcheck", "--entrypoint", "/opt/muelle/bin/python3", name,
-             "-I", "-c", script],
+             "--no-healthcheck", "--volume", f"{folder}:/run/muelle",
+             "--env", "MUELLE_UNIX_SOCKET=/run/muelle/m.sock", name],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.stdout.strip() == "whole", done.stderr
+        assert done.returncode == 0, done.stderr
+        container = done.stdout.strip()
+        try:
+            eventually(lambda: _answers(folder / "m.sock"), 90)
+            saved = models.quiet(models.onnx_classifier)
+            body = json.dumps({"instances": saved.inputs["X"][:3].tolist()}).encode()
+            status, answer = over_socket(folder / "m.sock", "POST", "/models/fraud/predict", body)
+            assert status == 200, answer
+            labels = [one["label"] for one in json.loads(answer)["predictions"]]
+            assert labels == saved.expected["label"][:3].tolist()
+        finally:
+            subprocess.run(
+                [podman, "rm", "-f", "-t", "5", container], capture_output=True, check=False
+            )
     finally:
         subprocess.run([podman, "rmi", "-f", name], capture_output=True, check=False)
+
+
+def _answers(path: Path) -> bool:
+    try:
+        return over_socket(path, "GET", "/ready")[0] == 200
+    except OSError:
+        return False
 
 
 @pytest.fixture

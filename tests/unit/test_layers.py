@@ -53,10 +53,9 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "core", "config", "texts", "protocols.native", "runtimes", "repository", "workers.probe",
         "workers.messages", "routing.weights", "packaging", "publishing", "client",
-        "telemetry.audit", "app", "templates", "apps.target", "signing",
+        "telemetry.audit", "app", "templates", "apps.target",
     },
     "healthcheck": set(),
-    "signing": {"core", "runtimes.libraries", "repository.digest"},
     "client": {"core", "config", "protocols"},
     "testing": {"core", "config", "scheduling", "runtimes", "workers"},
 }  # fmt: skip

@@ -244,7 +244,7 @@ def scope_of(request: Request, state: dict[str, Any]) -> Message:
         "asgi": VERSION,
         "http_version": "1.1",
         "method": request.method,
-        "scheme": "http",
+        "scheme": request.scheme,
         "path": request.path,
         "raw_path": request.raw_path,
         "query_string": request.query,

@@ -236,7 +236,7 @@ def busy_answer(why: str, request_id: str) -> Answer:
 
 
 def frames_of(
-    id: int, request: HttpRequest, raw_path: bytes, root: str
+    id: int, request: HttpRequest, raw_path: bytes, *, root: str, scheme: str
 ) -> Iterator[Request | More]:
     """Yield a request as frames: its head with the first piece of the body, then the others."""
     body = request.body
@@ -250,8 +250,9 @@ def frames_of(
         query=request.query,
         headers=_headers_for_app(request),
         client=request.client,
-        server=_server_of(request),
+        server=_server_of(request, scheme),
         root_path=root,
+        scheme=scheme,
         body=cut[0],
         more=len(cut) > 1,
     )
@@ -273,10 +274,10 @@ def _headers_for_app(request: HttpRequest) -> HeaderList:
     return headers
 
 
-def _server_of(request: HttpRequest) -> tuple[str, int] | None:
+def _server_of(request: HttpRequest, scheme: str) -> tuple[str, int] | None:
     """Return host and port as the client named them."""
     host = request.headers.get(b"host", b"").decode("latin-1")
     name, _, port = host.rpartition(":")
     if name and port.isdigit() and len(port) < 6:
         return name.strip("[]"), int(port)
-    return (host.strip("[]"), 80) if host else None
+    return (host.strip("[]"), 443 if scheme == "https" else 80) if host else None

@@ -61,6 +61,7 @@ class Request(Frame, frozen=True):
     client: Address | None
     server: Address | None
     root_path: str
+    scheme: str
     body: bytes
     more: bool
 

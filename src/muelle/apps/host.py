@@ -46,6 +46,7 @@ class AppHost:
         self.shown = target.short
         self.metrics = AppMetrics()
         self._root = app.path.rstrip("/")
+        self._scheme = "https" if config.listen.tls_cert else "http"
         self._timeout_s = app.timeout_s
         self._loop = loop
         self._ids = itertools.count(1)
@@ -106,7 +107,7 @@ class AppHost:
             is_late=partial(link.check, number),
         )
         link.exchanges[number] = exchange
-        for frame in frames_of(number, request, raw_path, self._root):
+        for frame in frames_of(number, request, raw_path, root=self._root, scheme=self._scheme):
             link.send(frame)
         return exchange.leave
 

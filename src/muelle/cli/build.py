@@ -174,13 +174,19 @@ class _Job:
         )
         target = output or Path(f"{self.name.path.rpartition('/')[2]}-{self.name.tag}.oci.tar")
         if self._sign is not None:
-            from muelle.signing import image_files, load_private, sign_files, signature_beside
+            from muelle.packaging.signing import (
+                OCI_MANIFEST,
+                load_private,
+                sign_digest,
+                signature_path,
+                write_signature,
+            )
 
             key = load_private(self._sign, self._cli.env)
         built, _ = build.write(target, self.name, verify=verify)
         if self._sign is not None:
-            signature = sign_files(image_files(built.digest), key, name=str(self.name))
-            signature_beside(target).write_bytes(signature)
+            signature = sign_digest(OCI_MANIFEST, built.digest, str(self.name), key)
+            write_signature(signature_path(target), signature)
             build.attach(target, built.digest, signature)
         if self._push:
             with self._steps.saying(self._cli.texts("build.pushing", name=self.name)):

@@ -99,33 +99,22 @@ def _extras(
 ) -> Extras:
     """Return what goes in beside the versions. What is wrong is found before wheels are fetched."""
     from muelle.core.errors import ConfigError
+    from muelle.packaging.sbom import BasePart
     from muelle.publishing.bundles import Extras
     from muelle.publishing.images import sbom_of
 
     if no_wheels and (wheels or lock):
         raise ConfigError("--no-wheels: there is nothing to take from --wheels or --lock")
+    bases: list[BasePart] = []
     if image is not None:
         from muelle.packaging.oci import verify_layout
 
-        verify_layout(image)
+        bases = [BasePart(image.name, digest) for digest in verify_layout(image).manifests]
     locked = None if no_wheels else _lock(cli, chosen, steps, platform, python, lock or wheels)
     name = f"{chosen.records[0].model}.muelle"
-    sbom = sbom_of(chosen, locked, name=name, epoch=epoch)
-    return Extras(
-        lock=locked, image=image, deploy=deploy, sbom=sbom, signatures=_signatures(chosen)
-    )
-
-
-def _signatures(chosen: Chosen) -> dict[str, bytes]:
-    """Return the signatures of the versions' contents, by digest."""
-    from muelle.repository.signatures import read_signatures
-
-    assert chosen.store is not None
-    return {
-        f"{record.digest.rpartition(':')[2]}/{i}.sig": signature
-        for record in chosen.records
-        for i, signature in enumerate(read_signatures(chosen.store.folder, record.digest))
-    }
+    found = locked.all_wheels() if locked is not None else ()
+    sbom = sbom_of(chosen, found, name=name, epoch=epoch, bases=bases)
+    return Extras(lock=locked, image=image, deploy=deploy, sbom=sbom)
 
 
 def _lock(
@@ -142,14 +131,10 @@ def _lock(
 def _signer(key: Path) -> Callable[[str], bytes]:
     """Return what signs the index, of which it gets the SHA-256."""
     from muelle.packaging.bundle_format import INDEX
-    from muelle.signing import load_private, sign_files
+    from muelle.packaging.signing import load_private, sign_files
 
     private = load_private(key)
-
-    def sign(sha256: str) -> bytes:
-        return sign_files([(INDEX, sha256)], private, name="bundle")
-
-    return sign
+    return lambda sha256: sign_files([(INDEX, sha256)], private, name="bundle")
 
 
 def _show(cli: Cli, written: WrittenBundle, header: BundleHeader) -> None:

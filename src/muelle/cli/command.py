@@ -16,6 +16,8 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "listen.host": (["--host"], "ADDRESS"),
     "listen.port": (["-p", "--port"], "PORT"),
     "listen.unix_socket": (["--unix-socket"], "PATH"),
+    "listen.tls_cert": (["--tls-cert"], "FILE"),
+    "listen.tls_key": (["--tls-key"], "FILE"),
     "name": (["--name"], "NAME"),
     "store": (["--store"], "DIR"),
     "select": (["--models", "select"], "NAME[@LABEL],..."),
@@ -33,7 +35,6 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "lifecycle.update": (["--update"], "availability|resource"),
     "lifecycle.keep_warm_s": (["--keep-warm-s"], "S"),
     "lifecycle.memory_limit_mb": (["--memory-limit"], "MB"),
-    "security.require_signature": (["--require-signature"], "FILE"),
     "app.workers": (["--app-workers"], "N"),
     "app.threads": (["--app-threads"], "N"),
     "app.timeout_s": (["--app-timeout-s"], "S"),
@@ -43,10 +44,15 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "admin.listen": (["--admin-listen"], "[HOST:]PORT"),
     "admin.token_file": (["--admin-token-file"], "FILE"),
     "app.path": (["--app-path"], "PATH"),
+    "security.require_signature": (["--require-signature"], "NAME.pub"),
     "json_nan": (["--json-nan"], "error|null|string"),
     "log_level": (["--log-level"], "LEVEL"),
     "log_format": (["--log-format"], "FORMAT"),
 }
+
+
+_REPEATABLE = {"security.require_signature"}
+"""Settings whose option may be given several times."""
 
 
 class Command(click.Command):
@@ -104,7 +110,9 @@ def setting_options(texts: Texts) -> list[click.Parameter]:
     Ranges are not checked here: `config.schema` does it for options, variables and files alike.
     """
     options: list[click.Parameter] = [
-        click.Option(forms, metavar=metavar, help=texts(f"setting.{path}"))
+        click.Option(
+            forms, metavar=metavar, multiple=path in _REPEATABLE, help=texts(f"setting.{path}")
+        )
         for path, (forms, metavar) in _FORMS.items()
     ]
     trust = click.Option(["--trust/--no-trust"], default=None, help=texts("setting.trust"))

@@ -9,6 +9,7 @@ import click
 
 from muelle.cli.command import new_command
 from muelle.cli.packing import Steps
+from muelle.cli.signing_options import policy, require_option
 from muelle.cli.store_access import (
     audited,
     label_text,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from muelle.cli.context import Cli
     from muelle.packaging.bundle_format import BundleIndex
     from muelle.publishing.bundles import Imported
-    from muelle.repository.store import Store
     from muelle.texts import Texts
 
 
@@ -43,6 +43,7 @@ def command(texts: Texts) -> click.Command:
             click.Option(["--label"], default="", help=texts("help.option.import_label")),
             click.Option(["--labels"], is_flag=True, help=texts("help.option.import_labels")),
             click.Option(["--trust"], is_flag=True, help=texts("help.option.trust")),
+            require_option(texts),
             *store_options(texts),
         ],
     )  # fmt: skip
@@ -56,6 +57,7 @@ def run(
     label: str,
     labels: bool,
     trust: bool,
+    require: tuple[str, ...],
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -71,12 +73,18 @@ def run(
         return
     if label:
         _check_label(label)
+    required = policy(require)
     with opened(cli, store, create=True) as found, Steps(cli) as steps:
         with audited(found, "import") as entry:
             imported = import_bundle(
-                found, bundle, index, who=user(), trust=trust, progress=steps.phase
+                found,
+                bundle,
+                index,
+                who=user(),
+                trust=trust,
+                require=required,
+                progress=steps.phase,
             )
-            _keep_signatures(found, bundle, index)
             entry.detail["imported"] = len(imported)
             entry.detail["bundle"] = index.sha256
             if imported:
@@ -94,26 +102,13 @@ def run(
         cli.show(label_text(cli, change))
 
 
-def _keep_signatures(store: Store, bundle: Path, index: BundleIndex) -> None:
-    """Keep the signatures of the versions that came; whoever needs one checks it then."""
-    from muelle.packaging.bundle_read import read_member
-    from muelle.repository.signatures import add_signature
-    from muelle.signing import hint_of
-
-    for entry in index.members:
-        if entry.kind == "signature" and entry.name.startswith("signatures/"):
-            digest = f"sha256:{entry.name.split('/')[1]}"
-            signature = read_member(bundle, index, entry.name)
-            add_signature(store.folder, digest, hint_of(signature), signature)
-
-
 def _signer_of(bundle: Path, index: BundleIndex, keys: tuple[Path, ...]) -> str:
     """Return the id of the key that signed it, "" when none is asked for. Raise when it is none."""
     if not keys:
         return ""
     from muelle.core.errors import ArtifactError
     from muelle.packaging.bundle_format import INDEX
-    from muelle.signing import load_public, verify_files
+    from muelle.packaging.signing import load_public, verify_files
 
     if not index.signature:
         raise ArtifactError(
@@ -121,7 +116,7 @@ def _signer_of(bundle: Path, index: BundleIndex, keys: tuple[Path, ...]) -> str:
             "import it without --key"
         )
     public = [load_public(key) for key in keys]
-    return verify_files(index.signature, [(INDEX, index.sha256)], public).id
+    return verify_files(index.signature, [(INDEX, index.sha256)], public)
 
 
 def _check_label(label: str) -> None:

@@ -23,7 +23,7 @@ from muelle.texts import Texts, language_of
 COMMANDS = (
     "serve", "inspect", "predict",
     "push", "list", "show", "diff", "label", "rollback", "route", "rollout",
-    "status", "history", "audit", "rm", "gc", "verify", "sign", "keygen", "export", "pull",
+    "status", "history", "audit", "rm", "gc", "keygen", "sign", "verify", "export", "pull",
     "build", "lock", "bundle", "import", "install-server",
     "init", "demo", "config", "version", "completion",
 )  # fmt: skip

@@ -94,8 +94,8 @@ def _pushed(
 
 
 def _is_path(text: str) -> bool:
-    path = text.partition("=")[2] or text
-    return "/" in path or Path(path).exists() or "=" in text
+    # A folder that only happens to be called like a model is no file: `./fraud` names it.
+    return "/" in text or "=" in text or Path(text).is_file()
 
 
 class Steps:

@@ -9,6 +9,7 @@ import click
 
 from muelle.cli.command import new_command
 from muelle.cli.push import Phases
+from muelle.cli.signing_options import policy, require_option
 from muelle.cli.store_access import audited, opened, show_json, store_options, user
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def command(texts: Texts) -> click.Command:
             click.Option(["--trust"], is_flag=True, help=texts("help.option.trust")),
             click.Option(["--wheels"], metavar="DIR", type=file, envvar="MUELLE_WHEELS",
                          help=texts("help.option.wheels")),
+            require_option(texts),
             *store_options(texts),
         ],
     )  # fmt: skip
@@ -42,12 +44,14 @@ def run(
     name: str,
     trust: bool,
     wheels: Path | None,
+    require: tuple[str, ...],
     store: str | None,
     as_json: bool,
 ) -> None:
     """Check every file against its record and publish it; labels stay where they are."""
     from muelle.publishing.transfer import pull
 
+    required = policy(require)
     with opened(cli, store, create=True) as found:
         with audited(found, "pull", name) as entry, Phases(cli) as progress:
             pulled = pull(
@@ -58,6 +62,7 @@ def run(
                 name=name,
                 trust=trust,
                 wheels=wheels,
+                require=required,
                 progress=progress,
             )
             last = pulled[-1].record

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muelle.cli.command import new_command
+from muelle.cli.signing_options import policy, private_key, require_option, sign_option
 from muelle.cli.store_access import (
     audited,
     label_text,
@@ -63,8 +64,9 @@ def command(texts: Texts) -> click.Command:
                          show_default=True, help=texts("help.option.atol")),
             click.Option(["--timeout-s"], type=click.FloatRange(min=0, min_open=True),
                          default=600.0, show_default=True, help=texts("help.option.load_timeout")),
-            click.Option(["--sign"], metavar="KEY", type=file, help=texts("help.option.sign")),
             click.Option(["--force"], is_flag=True, help=texts("help.option.force")),
+            sign_option(texts),
+            require_option(texts),
             *store_options(texts),
         ],
     )  # fmt: skip
@@ -81,19 +83,17 @@ def run(
     timeout_s: float,
     no_environment: bool,
     sign: Path | None,
+    require: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Publish what the path holds; nothing when it does not work."""
     from muelle.core.errors import ConfigError
     from muelle.publishing import Options, push
 
-    if sign is not None:
-        # A key that cannot be read is better known before the model is loaded.
-        from muelle.signing import load_private
-
-        private = load_private(sign, cli.env)
     if label and no_label:
         raise ConfigError("--label and --no-label: one of them")
+    key = private_key(cli, sign)
+    required = policy(require)
     with opened(cli, store, create=True) as found:
         servers = servers_of(found, given["name"])
         options = Options(
@@ -102,6 +102,8 @@ def run(
             own_environment=not no_environment,
             label="" if no_label else label,
             move_label=not servers,
+            sign=key,
+            require=required,
             **given,
         )
         with audited(found, "push", options.name) as entry, Phases(cli) as progress:
@@ -109,12 +111,8 @@ def run(
             last = results[-1].record
             entry.model, entry.version, entry.digest = last.model, last.version, last.digest
             entry.detail["pushed"] = len(results)
-            if sign is not None:
-                from muelle.cli.sign import sign_version
-
-                entry.detail["key"] = private.public.id
-                for result in results:
-                    sign_version(found, result.record, private)
+            if key is not None:
+                entry.detail["key"] = key.public.id
         if not as_json:
             for result in results:
                 _show(cli, result)

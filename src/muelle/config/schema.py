@@ -22,6 +22,8 @@ ALIASES = {
     "host": "listen.host",
     "port": "listen.port",
     "unix_socket": "listen.unix_socket",
+    "tls_cert": "listen.tls_cert",
+    "tls_key": "listen.tls_key",
     "max_batch_size": "batching.max_batch_size",
     "max_delay_ms": "batching.max_delay_ms",
     "max_queue": "batching.max_queue",

@@ -22,6 +22,10 @@ class ListenConfig(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     unix_socket: str = ""
     """Path of a Unix socket to listen on, in place of host and port."""
+    tls_cert: str = ""
+    """File with the server's certificate and those that it was issued by (PEM); "" for no TLS."""
+    tls_key: str = ""
+    """File with its private key (PEM); "" where it is in the certificate's file."""
 
 
 class LimitsConfig(Section, frozen=True):
@@ -134,10 +138,11 @@ class AppConfig(Section, frozen=True):
 
 
 class SecurityConfig(Section, frozen=True):
-    """What must be proved before something is served."""
+    """What a model must bring along before it is used."""
 
     require_signature: tuple[str, ...] = ()
-    """Files of public keys (PEM): a version is loaded only when one of them has signed it."""
+    """Files with public keys: nothing is loaded that none of them has signed. Empty: no signature
+    is asked for."""
 
 
 class ServeConfig(Section, frozen=True):

@@ -22,11 +22,20 @@ Refuse = Callable[[VersionRecord, Path], str]
 class ShippedSource:
     """The versions of one folder. Used by one call at a time."""
 
-    def __init__(self, folder: Path, select: Sequence[str], *, refuse: Refuse) -> None:
-        """`select` holds `NAME` and `NAME@LABEL`, empty for all."""
+    def __init__(
+        self,
+        folder: Path,
+        select: Sequence[str],
+        *,
+        refuse: Refuse,
+        check: Callable[[VersionRecord, Path], None] = lambda record, folder: None,
+    ) -> None:
+        """`select` holds `NAME` and `NAME@LABEL`, empty for all; `check` looks at a version's
+        folder just before it is loaded, and raises MuelleError."""
         self.folder = folder.absolute()
         self._select = selection(select)
         self._refuse = refuse
+        self._check = check
         self._environments: dict[str, str] = {}
 
     def read(self) -> Wanted:
@@ -53,6 +62,7 @@ class ShippedSource:
         record = artifact.record
         assert record is not None
         folder = self.folder / record.model / str(record.version)
+        self._check(record, folder)
         digest = digest_of_files(
             [
                 (file.path, digest_artifact(folder / file.path).rpartition(":")[2])

@@ -17,7 +17,7 @@ from muelle.core.records import STABLE, ModelSummary, VersionRecord
 from muelle.repository.digest import digest_artifact
 from muelle.repository.layout import Artifact as Found
 from muelle.repository.layout import Listing
-from muelle.repository.marks import Stillness, take_mark
+from muelle.repository.marks import Mark, Stillness, take_mark
 from muelle.repository.store import Store
 from muelle.routing.table import default_version
 
@@ -40,17 +40,17 @@ class StoreSource:
         *,
         refuse: Callable[[VersionRecord], str],
         find_python: Callable[[Path, str], str],
-        rehash: bool = False,
+        check: Callable[[VersionRecord, Path], None] = lambda record, folder: None,
     ) -> None:
         """`select` holds `NAME` and `NAME@LABEL`, empty for all; `refuse` says why a version must
-        not be loaded; `find_python` names the interpreter of an environment by its digest;
-        `rehash`: whether a version's files are read whole and checked before every load."""
+        not be loaded; `find_python` names the interpreter of an environment by its digest; `check`
+        looks at a version's files just before they are loaded, and raises MuelleError."""
         self.store = store
         self.folder = store.folder
         self._select = selection(select)
         self._refuse = refuse
         self._find_python = find_python
-        self._rehash = rehash
+        self._check = check
         self._generation = -1
         self._records: dict[tuple[str, int], VersionRecord] = {}
         self._problems: tuple[str, ...] = ()
@@ -88,9 +88,8 @@ class StoreSource:
         """Lay the version's files out under their names."""
         record = artifact.record
         assert record is not None
-        if self._rehash:
-            self.store.rehash(record.files)
         folder = self.store.checkout(record.files, record.digest)
+        self._check(record, folder)
         python = self._find_python(self.folder, record.environment) if record.environment else ""
         path = folder / record.artifact if record.artifact else folder
         return Prepared(path, record.digest, python)
@@ -111,14 +110,16 @@ class StoreSource:
     def artifact(self, model: str, version: int) -> Artifact:
         """Return any version of the store. Raise ModelNotFound or VersionNotFound."""
         record = self._record(self.store, model, version)
+        refused = self._refuse(record)
         return Artifact(
             model=model,
             version=str(version),
             path=self.folder,
             runtime=record.runtime,
             format=record.format,
-            refused=self._refuse(record),
-            mark=record.digest,
+            refused=refused,
+            # What was refused is another artifact once the reason is gone (it was signed).
+            mark=f"{record.digest} {refused}" if refused else record.digest,
             record=record,
             size=record.size,
         )
@@ -208,6 +209,8 @@ class FileSource:
         *,
         watched: bool,
         named: Container[Path] = (),
+        look: Callable[[Path], Mark] | None = None,
+        check: Callable[[Path], None] = lambda path: None,
         settle_s: float = SETTLE_S,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -216,12 +219,16 @@ class FileSource:
         """`watched`: whether `changed` will be asked; if not, everything that is there counts.
 
         `named` are artifacts that somebody named one by one: at the first look they count as they
-        are, for whoever names a file has finished writing it.
+        are, for whoever names a file has finished writing it. `look` tells one state of an artifact
+        from another instead of `take_mark`; `check` looks at one just before it is loaded, and
+        raises MuelleError.
         """
         self._listing = listing
         self._examine = examine
         self._watched = watched
         self._named = named
+        self._mark_of = look
+        self._check = check
         self._settle_s = settle_s
         self._now, self._wall, self._sleep = now, wall, sleep
         self._stillness = Stillness(settle_s)
@@ -252,6 +259,7 @@ class FileSource:
 
     def prepare(self, artifact: Artifact) -> Prepared:
         """Name its digest."""
+        self._check(artifact.path)
         return Prepared(artifact.path, digest_artifact(artifact.path))
 
     def problems(self) -> tuple[str, ...]:
@@ -268,7 +276,7 @@ class FileSource:
             key = (found.model, str(found.version))
             before = self._settled.get(key)
             try:
-                mark = take_mark(found.path)
+                mark = (self._mark_of or take_mark)(found.path)
             except ArtifactError as exc:
                 problems.append(exc.message)
                 continue  # What was there goes on counting, below.

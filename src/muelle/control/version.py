@@ -64,8 +64,9 @@ class LiveVersion:
     async def load(self, prepared: asyncio.Future[Prepared], *, one_try: bool) -> None:
         """Start the workers and wait until they answer their examples right, or have failed.
 
-        `prepared` is awaited first for a version of a store (its folder must be made), and beside
-        the workers' start for a plain file (only its digest is computed). Never raises.
+        `prepared` is awaited first for a version of a store (its folder must be made) and where
+        signatures are asked for, and beside the workers' start for any other plain file (only its
+        digest is computed). Never raises.
         """
         artifact = self.artifact
         if artifact.refused:
@@ -74,7 +75,7 @@ class LiveVersion:
         try:
             python = ""
             path = artifact.path
-            if artifact.record is not None:
+            if artifact.record is not None or self._config.security.require_signature:
                 ready = await prepared
                 if self.stage != "loading":
                     return  # It was unloaded while its files were laid out: start nothing.

@@ -177,6 +177,10 @@ class ArtifactError(MuelleError):
     code = ErrorCode.UNPROCESSABLE
 
 
+class SignatureInvalid(ArtifactError):
+    """A signature is not one of an accepted key over exactly these files, or there is none."""
+
+
 class Conflict(MuelleError):
     """What is asked goes against what else is in force: a label, a route, a server, a push."""
 
@@ -195,12 +199,6 @@ class MissingLibrary(ArtifactError):
 
 class ImageError(MuelleError):
     """An image, a layer or a base cannot be read or written. The message says what to do."""
-
-    code = ErrorCode.UNPROCESSABLE
-
-
-class SignatureInvalid(MuelleError):
-    """A signature is missing, by another key, or over other files."""
 
     code = ErrorCode.UNPROCESSABLE
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,8 @@ from muelle.packaging.bundle_docs import documents, readme
 from muelle.packaging.bundle_format import BundledVersion, BundleIndex, Entry
 from muelle.packaging.bundle_read import copy_member, open_member, read_member
 from muelle.packaging.lock import LOCK, REQUIREMENTS, WHEELS, Lock
+from muelle.packaging.signing import add_signature, files_of, read_signatures
+from muelle.packaging.signing_policy import SignaturePolicy
 from muelle.publishing.transfer import Incoming, within
 from muelle.repository.store import Store
 from muelle.repository.store.checks import check_draft
@@ -41,8 +43,6 @@ class Extras:
     sbom: bytes | None = None
     image: Path | None = None
     deploy: Path | None = None
-    signatures: Mapping[str, bytes] = field(default_factory=dict)
-    """Path below `signatures/` -> a version's signature."""
 
 
 def gather(
@@ -67,8 +67,7 @@ def gather(
     if lock is not None:
         members += _lock_members(lock)
     members += _version_members(store, records)
-    for name, content in sorted(extras.signatures.items()):
-        members.append(Member(f"signatures/{name}", "signature", content))
+    members += _signature_members(store, records)
     members += _tree("image", extras.image)
     members += _tree("deploy", extras.deploy)
     return members, header
@@ -105,6 +104,14 @@ def _version_members(store: Store, records: Sequence[VersionRecord]) -> list[Mem
     return cards + [Member(_blob(sha), "model", path) for sha, path in sorted(blobs.items())]
 
 
+def _signature_members(store: Store, records: Sequence[VersionRecord]) -> list[Member]:
+    found = {}
+    for record in records:
+        for n, signature in enumerate(read_signatures(store.folder, record.digest)):
+            found[f"{_signatures(record.digest)}{n}.sig"] = signature
+    return [Member(name, "signature", content) for name, content in sorted(found.items())]
+
+
 def _tree(name: str, source: Path | None) -> list[Member]:
     """Return a file, or a folder's files, below `name/`."""
     if source is None:
@@ -122,6 +129,10 @@ def _tree(name: str, source: Path | None) -> list[Member]:
 
 def _blob(sha256: str) -> str:
     return f"blobs/sha256/{sha256}"
+
+
+def _signatures(digest: str) -> str:
+    return f"signatures/{digest.removeprefix('sha256:')}/"
 
 
 # --- in ---
@@ -143,18 +154,24 @@ def import_bundle(
     *,
     who: str,
     trust: bool = False,
+    require: SignaturePolicy | None = None,
     progress: Steps = lambda phase, done, total: None,
 ) -> tuple[Imported, ...]:
     """Bring in the versions of a verified bundle (`index`). No label moves.
 
     Twice is once, and one that was cut off goes on: what the store has already is not copied. A
     version keeps its number where that is free. Raise ArtifactError when a record says something
-    else than what is there, or a version would run code and is not trusted; StoreError for the
-    disk. Nothing is published then.
+    else than what is there, or a version would run code and is not trusted; SignatureInvalid when
+    one has no signature that `require` accepts; StoreError for the disk. Nothing is published then.
     """
     records = [_record(path, index, version) for version in index.versions]
     for record in records:
         _refuse_untrusted(record, trust)
+    signatures = _read_signatures(path, index, records)
+    if require is not None:
+        for record in records:
+            known = (*signatures[record.digest], *read_signatures(store.folder, record.digest))
+            require.check_files(files_of(record), known, f"{record.model}:{record.version}")
     _check_room(store, index)
     wheels = _keep_wheels(store, path, index, records)
     try:
@@ -163,6 +180,10 @@ def import_bundle(
             incoming = _FromBundle(store, record, path, index, trust)
             incoming.copy(progress)
             drafts.append(incoming.draft("", wheels, progress))
+        # Before the version: a server that wants a signature finds both.
+        for digest, contents in signatures.items():
+            for content in contents:
+                add_signature(store.folder, digest, content, replace=False)
         found = []
         for draft, version in zip(drafts, index.versions, strict=True):
             kept, created = store.publish(draft, label="", who=who, number=version.version)
@@ -240,6 +261,21 @@ def _record(path: Path, index: BundleIndex, version: BundledVersion) -> VersionR
                 "bundle it again where it comes from"
             )
     return record
+
+
+def _read_signatures(
+    path: Path, index: BundleIndex, records: Sequence[VersionRecord]
+) -> dict[str, list[bytes]]:
+    """Return digest of a version -> its signatures; what belongs to no version is left out."""
+    members = index.of_kind("signature")
+    return {
+        record.digest: [
+            read_member(path, index, entry.name)
+            for entry in members
+            if entry.name.startswith(_signatures(record.digest))
+        ]
+        for record in records
+    }
 
 
 def _refuse_untrusted(record: VersionRecord, trust: bool) -> None:

@@ -5,7 +5,7 @@ Blocking: wheels may have to be fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from muelle.packaging.images import (
 )
 from muelle.packaging.lock import Lock, lock_for, read_environments
 from muelle.packaging.oci import ImageName
-from muelle.packaging.sbom import NAME, BasePart, Part, build_sbom, model_parts, package_parts
+from muelle.packaging.sbom import NAME, BasePart, ModelPart, Part, build_sbom
+from muelle.packaging.sbom_wheels import wheel_part
+from muelle.packaging.signing import read_signatures
 from muelle.packaging.targets import Target
+from muelle.packaging.wheels import LockedWheel
 from muelle.publishing.app_files import AppFiles
 from muelle.repository.shipped import ShippedIndex, index_of, shipped_files
-from muelle.repository.signatures import read_signatures
 from muelle.repository.store import Reference, Store
 
 Progress = Callable[[str, int, int], None]
@@ -111,8 +113,12 @@ def plan_image(chosen: Chosen, lock: Lock, wish: Wish, app: AppFiles | None = No
         parts = tuple(VersionPart(r, files[f"{r.model}/{r.version}"]) for r in chosen.records)
     epoch = epoch_of(chosen.records, wish.env)
     base = BasePart(wish.base, wish.base_digest)
+    # Not pip, which only makes environments.
+    installed = [wheel for one in (lock.wheels, *lock.environments.values()) for wheel in one]
     return ImagePlan(
-        documents={NAME: sbom_of(chosen, lock, name=str(wish.name), epoch=epoch, base=base)},
+        documents={
+            NAME: sbom_of(chosen, installed, name=str(wish.name), epoch=epoch, bases=[base])
+        },
         name=wish.name,
         base=wish.base,
         base_digest=wish.base_digest,
@@ -126,12 +132,14 @@ def plan_image(chosen: Chosen, lock: Lock, wish: Wish, app: AppFiles | None = No
 
 
 def sbom_of(
-    chosen: Chosen, lock: Lock | None, *, name: str, epoch: int, base: BasePart | None = None
+    chosen: Chosen,
+    wheels: Iterable[LockedWheel],
+    *,
+    name: str,
+    epoch: int,
+    bases: Sequence[BasePart] = (),
 ) -> bytes:
-    """Return the list of parts: every package that is installed, every model, the base."""
-    sets = (lock.wheels, *lock.environments.values()) if lock is not None else ()
-    wheels = {wheel.file: wheel for one in sets for wheel in one}
-    parts: list[Part] = [*package_parts(wheels.values()), *model_parts(chosen.records)]
-    if base is not None:
-        parts.append(base)
+    """Return the list of parts: every package, every model, the base."""
+    models = (ModelPart.of(record) for record in chosen.records)
+    parts: list[Part] = [*map(wheel_part, wheels), *models, *bases]
     return build_sbom(parts, name=name, epoch=epoch)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from muelle.core.errors import ArtifactError, MissingLibrary, MuelleError
 from muelle.core.records import STABLE, Example, StoredFile, VersionRecord
+from muelle.packaging.signing import add_signature, sign_files
+from muelle.packaging.signing_policy import source_signatures
 from muelle.publishing.examples import Inputs, answer_twice, own_example, read_examples
 from muelle.publishing.records import describe_local, params_of, remarks_of, versions_here
 from muelle.publishing.requirements import Environments, Surroundings
@@ -22,6 +24,8 @@ from muelle.runtimes.registry import find_format, missing_libraries, missing_mes
 from muelle.workers.probe import Probe
 
 if TYPE_CHECKING:
+    from muelle.packaging.signing import PrivateKey
+    from muelle.packaging.signing_policy import SignaturePolicy
     from muelle.repository.store import Store
 
 Progress = Callable[[str, int, int], None]
@@ -53,6 +57,10 @@ class Options:
     rtol: float = 1e-3
     atol: float = 1e-5
     force: bool = False
+    sign: PrivateKey | None = None
+    """The key that signs every version, before it is published."""
+    require: SignaturePolicy | None = None
+    """Whose signature must lie beside what is pushed, unless `sign` is one of these keys."""
     threads: int = 1
     load_timeout_s: float = 600.0
     run_timeout_s: float = 60.0
@@ -114,11 +122,15 @@ class _Push:
     def run(self, label: str) -> PushResult:
         files = self._copy()
         digest = digest_of_files([(file.path, file.sha256) for file in files])
+        signatures = self._signatures(files)
         folder = self._store.checkout(files, digest)
         self._check_unchanged(folder)
         around = self._surroundings()
         draft = self._try(folder, files, digest, around)
         self._progress("publishing", 0, 0)
+        # Before it is a version: a server that asks for signatures never sees it without.
+        for signature in signatures:
+            add_signature(self._store.folder, digest, signature)
         record, created = self._store.publish(
             draft,
             label=label if self._options.move_label else "",
@@ -133,6 +145,19 @@ class _Push:
             self._progress("copying", done, total)
 
         return self._store.add_files(self._found.source, progress)
+
+    def _signatures(self, files: tuple[StoredFile, ...]) -> list[bytes]:
+        """Return the signatures that go with the version. Raise SignatureInvalid: one is wanted."""
+        options, source = self._options, self._found.source
+        pairs = [(file.path, file.sha256) for file in files]
+        signatures = []
+        if options.sign is not None:
+            signatures.append(sign_files(pairs, options.sign, name=self._found.model))
+        if options.require is not None:
+            beside = source_signatures(source)
+            options.require.check_files(pairs, [*signatures, *beside], str(source))
+            signatures = [*beside, *signatures]
+        return signatures
 
     def _check_unchanged(self, folder: Path) -> None:
         """Look again at what was copied: trust was decided on the file before."""

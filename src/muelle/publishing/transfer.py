@@ -6,23 +6,37 @@ loaded here; a server checks the examples before a version takes traffic.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from muelle.core.errors import ArtifactError, BadRequest, Conflict, StoreError
+from muelle.core.errors import ArtifactError, BadRequest, Conflict, SignatureInvalid, StoreError
 from muelle.core.records import VersionRecord
+from muelle.packaging.signing import (
+    ENDING,
+    add_signature,
+    files_of,
+    read_signature,
+    read_signatures,
+    write_signature,
+)
+from muelle.packaging.signing_files import SIGNATURES
+from muelle.packaging.signing_format import read_bundle
 from muelle.publishing.requirements import Environments
 from muelle.repository.digest import digest_of_files
 from muelle.repository.store import Reference, Store
 from muelle.repository.store.sources import check_names
 from muelle.runtimes.registry import find_format
+
+if TYPE_CHECKING:
+    from muelle.packaging.signing_policy import SignaturePolicy
 
 RECORD = "muelle.json"
 """The record in an export, beside the files (`plain`) or beside the version's folder (`triton`)."""
@@ -52,6 +66,8 @@ def export(store: Store, record: VersionRecord, folder: Path, layout: Layout = "
         for path, name in names.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(source / path, target / name)
+        for signature in read_signatures(store.folder, record.digest):
+            write_signature(_signature_of(card, signature), signature, replace=False)
         # The record comes last: an export without it was not finished.
         card.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
     except OSError as exc:
@@ -77,12 +93,14 @@ def pull(
     name: str = "",
     trust: bool = False,
     wheels: Path | None = None,
+    require: SignaturePolicy | None = None,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> tuple[Pulled, ...]:
     """Bring in the versions of an export, or one of another store. No label moves.
 
-    A version keeps its number where that is free. Raise ArtifactError when something is not as its
-    record says, or would run code and is not trusted.
+    A version keeps its number where that is free, and brings its signatures along; `require` asks
+    for one of them. Raise ArtifactError when something is not as its record says, would run code
+    and is not trusted, or (SignatureInvalid) is not signed as required.
     """
     try:
         with _records(source, reference) as records:
@@ -90,13 +108,20 @@ def pull(
                 raise ArtifactError(
                     f"{source}: neither a store nor an export: no store.db, no {RECORD} in it"
                 )
-            incoming = [Incoming(store, record, files, trust) for record, files in records]
+            incoming = [Incoming(store, record, files, trust) for record, files, _ in records]
+            if require is not None:
+                for record, _, signatures in records:
+                    where = f"{record.model}:{record.version}"
+                    require.check_files(files_of(record), signatures, where)
             # All are looked at before the first is published.
             for one in incoming:
                 one.copy(progress)
             drafts = [one.draft(name, wheels, progress) for one in incoming]
         pulled = []
-        for (record, _), draft in zip(records, drafts, strict=True):
+        for (record, _, signatures), draft in zip(records, drafts, strict=True):
+            for signature in signatures:
+                # What is there already was not brought in by strangers: it stays.
+                add_signature(store.folder, draft.digest, signature, replace=False)
             kept, created = store.publish(draft, label="", who=who, number=record.version)
             pulled.append(Pulled(kept, created, f"{record.model}:{record.version}"))
     finally:
@@ -180,9 +205,13 @@ def within(
     return lambda done, _: progress("copying", before + done, total)
 
 
+_Record: TypeAlias = tuple[VersionRecord, dict[str, Path], tuple[bytes, ...]]
+"""A record, the path of each file by its name in the record, and the version's signatures."""
+
+
 @contextmanager
-def _records(source: Path, reference: str) -> Iterator[list[tuple[VersionRecord, dict[str, Path]]]]:
-    """Yield (record, path of each file by its name in the record)."""
+def _records(source: Path, reference: str) -> Iterator[list[_Record]]:
+    """Yield what comes in."""
     if (source / "store.db").is_file():
         other = Store.open(source)
         try:
@@ -199,18 +228,19 @@ def _records(source: Path, reference: str) -> Iterator[list[tuple[VersionRecord,
         or (one[0].model == wanted.model and wanted.version in (None, one[0].version))
     ]
     if found and not chosen:
-        there = ", ".join(f"{record.model}:{record.version}" for record, _ in found)
+        there = ", ".join(f"{record.model}:{record.version}" for record, _, _ in found)
         raise ArtifactError(f"{source}: {reference} is not in it; there is: {there}")
     yield chosen
 
 
-def _of_store(other: Store, reference: str) -> tuple[VersionRecord, dict[str, Path]]:
+def _of_store(other: Store, reference: str) -> _Record:
     if not reference:
         names = ", ".join(summary.model for summary in other.models()) or "nothing"
         raise BadRequest(f"{other.folder}: name what to pull from this store; it has {names}")
     record = other.record(*other.resolve(Reference.parse(reference)))
     folder = other.checkout(record.files, record.digest)
-    return record, {file.path: folder / file.path for file in record.files}
+    signatures = read_signatures(other.folder, record.digest)
+    return record, {file.path: folder / file.path for file in record.files}, signatures
 
 
 def _cards(source: Path) -> list[Path]:
@@ -220,7 +250,7 @@ def _cards(source: Path) -> list[Path]:
     return sorted([*source.glob(f"*.{RECORD}"), *source.glob(f"*/*.{RECORD}")])
 
 
-def _of_export(card: Path) -> tuple[VersionRecord, dict[str, Path]]:
+def _of_export(card: Path) -> _Record:
     try:
         record = msgspec.json.decode(card.read_bytes(), type=VersionRecord)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
@@ -230,7 +260,24 @@ def _of_export(card: Path) -> tuple[VersionRecord, dict[str, Path]]:
     plain = card.name == RECORD
     folder = card.parent if plain else card.with_name(card.name.removesuffix(f".{RECORD}"))
     names = _names(record, "plain" if plain else "triton")
-    return record, {path: folder / name for path, name in names.items()}
+    beside = sorted(card.parent.glob(f"{glob.escape(card.name)}.*{ENDING}"))
+    signatures = tuple(_signature_at(path) for path in beside[:SIGNATURES])
+    return record, {path: folder / name for path, name in names.items()}, signatures
+
+
+def _signature_at(path: Path) -> bytes:
+    """Read a signature of an export. Raise SignatureInvalid when it is not even the form of one."""
+    signature = read_signature(path)
+    try:
+        read_bundle(signature)
+    except SignatureInvalid as exc:
+        raise SignatureInvalid(f"{path}: {exc.message}; copy it again, or remove it") from exc
+    return signature
+
+
+def _signature_of(card: Path, signature: bytes) -> Path:
+    """Return where a signature lies in an export: beside the record, named by its key."""
+    return card.with_name(f"{card.name}.{read_bundle(signature).key_id[:16] or 'key'}{ENDING}")
 
 
 def _names(record: VersionRecord, layout: Layout) -> dict[str, str]:

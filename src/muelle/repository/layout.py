@@ -20,6 +20,8 @@ FIRST_VERSION = 1
 
 _VERSION = re.compile(r"[1-9]\d{0,17}\Z")
 _HALF_COPIED = (".tmp", ".part", ".partial", ".crdownload", "~")
+_SIGNATURE = ".sig"
+"""The end of what lies beside an artifact and is signed over it: never an artifact."""
 _LAYOUT = "<model>/<version>/<artifact>, for example fraud/1/model.onnx"
 _SHOWN = 5
 
@@ -149,7 +151,7 @@ def _versions(folder: Path) -> list[tuple[int, Path]]:
 def _artifact_in(folder: Path) -> Path | None:
     """Return the one artifact of a version: the only file, the one called `model`, or the only
     folder. None when that is not clear."""
-    children = _children(folder)
+    children = [c for c in _children(folder) if not c.name.endswith(_SIGNATURE)]
     files = [c for c in children if c.is_file()]
     named = [f for f in files if f.stem == "model"]
     folders = [c for c in children if c.is_dir()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 from pathlib import Path
 
 from muelle.core.errors import ConfigError
@@ -61,6 +62,21 @@ def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """Return what a listener speaks TLS with: 1.2 at least. Raise ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # A key with a password would ask for it on the terminal: a service has none.
+        context.load_cert_chain(cert, key or None, password=lambda: b"")
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        files = f"{cert} and {key}" if key else cert
+        raise ConfigError(f"--tls-cert: {files} cannot be used: {reason}") from None
+    return context
 
 
 def next_free(host: str, port: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -79,12 +80,15 @@ class HttpServer:
 
     # --- life ---
 
-    async def start(self, sock: socket.socket) -> None:
-        """Accept on a bound socket, TCP or Unix. May be called for several."""
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Accept on a bound socket, TCP or Unix, with or without TLS. May be called for several."""
         listen: Any = self._loop.create_server
         if sock.family == socket.AF_UNIX:
             listen = self._loop.create_unix_server
-        server = await listen(lambda: HttpConnection(self, self._loop), sock=sock, backlog=BACKLOG)
+        more = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": self.limits.header_s}
+        server = await listen(
+            lambda: HttpConnection(self, self._loop), sock=sock, backlog=BACKLOG, **more
+        )
         self._servers.append(server)
         if self._timer is None:
             self._sweep()

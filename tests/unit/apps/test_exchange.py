@@ -230,7 +230,7 @@ def test_a_request_becomes_frames() -> None:
         b"x-mine": b"1", b"proxy": b"p", b"cookie": b"a=1", b"x-request-id": b"spoofed",
     }  # fmt: skip
     request = HttpRequest(b"POST", "/ñ", b"a=1", headers, body, "id-1")
-    first, *rest = frames_of(7, request, b"/%C3%B1", "/shop")
+    first, *rest = frames_of(7, request, b"/%C3%B1", root="/shop", scheme="https")
     assert isinstance(first, Request)
     assert first.headers == [
         (b"host", b"[::1]:80"),

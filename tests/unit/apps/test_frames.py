@@ -44,7 +44,7 @@ to_app = st.one_of(
         query=st.binary(max_size=9), headers=headers,
         client=st.none() | st.tuples(text, st.integers(0, 65_535)),
         server=st.none() | st.tuples(text, st.integers(0, 65_535)),
-        root_path=text, body=st.binary(max_size=99), more=st.booleans(),
+        root_path=text, scheme=text, body=st.binary(max_size=99), more=st.booleans(),
     ),
     st.builds(More, id=ids, chunk=st.binary(max_size=99), more=st.booleans()),
     st.builds(Leave, id=ids, late=st.booleans()),

@@ -12,11 +12,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from muelle.core.errors import ArtifactError, StoreError
+from muelle.core.errors import ArtifactError, SignatureInvalid, StoreError
 from muelle.core.records import VersionRecord
 from muelle.packaging.bundle import BundleHeader, Member, write_bundle
 from muelle.packaging.bundle_format import BundledVersion
 from muelle.packaging.bundle_read import read_member, verify_bundle
+from muelle.packaging.signing import (
+    PrivateKey,
+    add_signature,
+    key_id,
+    new_key,
+    read_signatures,
+    sign_record,
+    verify_record,
+)
+from muelle.packaging.signing_policy import SignaturePolicy
 from muelle.publishing.bundles import Extras, Imported, gather, import_bundle, labels_to_move
 from muelle.publishing.push import Options, push
 from muelle.repository.store import Store
@@ -388,6 +398,50 @@ def test_a_bundle_tells_its_labels(origin: Path, tmp_path: Path) -> None:
     """Of each version, those that name it."""
     index = verify_bundle(pack(origin, tmp_path / "x.muelle", "stamped:1", "stamped:2"))
     assert [version.labels for version in index.versions] == [("canary",), ("stable",)]
+
+
+# --- signatures of versions ---
+
+
+@pytest.fixture(scope="module")
+def signed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PrivateKey]:
+    """A copy of the store whose fraud:1 is signed, and the key."""
+    folder = tmp_path_factory.mktemp("signed") / "store"
+    shutil.copytree(origin, folder)
+    key = new_key()
+    with Store.open(folder) as store:
+        record = store.record("fraud", 1)
+        add_signature(folder, record.digest, sign_record(record, key))
+    return folder, key
+
+
+def test_signatures_travel_with_their_versions(
+    signed: tuple[Path, PrivateKey], store: Store, tmp_path: Path
+) -> None:
+    """What was signed here is signed there, by the same key; a policy for it is met."""
+    folder, key = signed
+    path = pack(folder, tmp_path / "x.muelle", "fraud:1", "stamped:1")
+    policy = SignaturePolicy((key.public,))
+    index = verify_bundle(path)
+    assert len(index.of_kind("signature")) == 1
+    with pytest.raises(SignatureInvalid, match="stamped:1"):
+        import_bundle(store, path, index, who="test", trust=True, require=policy)
+    assert store.models() == ()
+    alone = pack(folder, tmp_path / "y.muelle", "fraud:1")
+    (one,) = import_bundle(store, alone, verify_bundle(alone), who="test", require=policy)
+    (kept,) = read_signatures(store.folder, one.record.digest)
+    assert verify_record(one.record, [kept], [key.public]) == key_id(key.public)
+
+
+def test_a_signature_by_another_key_is_not_accepted(
+    signed: tuple[Path, PrivateKey], store: Store, tmp_path: Path
+) -> None:
+    """Negative control of the policy."""
+    path = pack(signed[0], tmp_path / "x.muelle", "fraud:1")
+    policy = SignaturePolicy((new_key().public,))
+    with pytest.raises(SignatureInvalid, match="fraud:1"):
+        import_bundle(store, path, verify_bundle(path), who="test", require=policy)
+    assert store.models() == ()
 
 
 # --- what else goes in ---

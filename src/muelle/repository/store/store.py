@@ -308,6 +308,11 @@ class Store:
         with self._db.read() as c:
             return int(c.execute("SELECT generation FROM state").fetchone()[0])
 
+    def note_change(self) -> None:
+        """Let servers read what they serve anew: something beside the tables has changed."""
+        with self._db.write() as c:
+            c.execute("UPDATE state SET generation = generation")
+
     # --- upkeep ---
 
     def gc(
