@@ -84,6 +84,16 @@ class V2Http:
         return self._decode(request.body, int(length))
 
 
+class LocalV2(V2Http):
+    """v2 bodies from an application beside the models: errors say their code, as it wants it."""
+
+    protocol = "local"
+
+    def __init__(self, codec: v2.V2Codec) -> None:
+        super().__init__(codec)
+        self.encode_error = native.encode_error
+
+
 class PlainCodec(Protocol):
     """The plain case of a protocol: one JSON row in, one JSON answer out."""
 

@@ -109,6 +109,20 @@ class InferenceService:
                 cancel()
             raise
 
+    def begin(
+        self, model: str, version: str | None, request: HttpRequest, done: Reply
+    ) -> Cancel | None:
+        """Answer a v2 body that did not come over HTTP (`local`). Never raises.
+
+        The model and version are named beside the request, whose path and query are not read.
+        """
+        try:
+            endpoint = self._found(model, version, "local")
+        except Exception as exc:
+            done(native.encode_error(exc, request.request_id))
+            return None
+        return endpoint.begin(request, done)
+
     def _endpoint(self, request: HttpRequest) -> Endpoint:
         for protocol, pattern in (("native", _PREDICT), ("v2", _INFER)):
             match = pattern.match(request.path)
@@ -117,13 +131,16 @@ class InferenceService:
             if request.method != b"POST":
                 raise MethodNotAllowed(f"{request.method.decode('latin-1')}: this path takes POST")
             name, version = match.groups()
-            served = self.table.version(name, version)
-            endpoint = served.endpoints.get(protocol)
-            if endpoint is None:
-                self.asked(name, version)
-                raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
-            return endpoint
+            return self._found(name, version, protocol)
         raise RouteNotFound("no such path; see GET /models for what is served")
+
+    def _found(self, name: str, version: str | None, protocol: str) -> Endpoint:
+        served = self.table.version(name, version)
+        endpoint = served.endpoints.get(protocol)
+        if endpoint is None:
+            self.asked(name, version)
+            raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
+        return endpoint
 
     def _decompressed(self, request: HttpRequest) -> bytes:
         encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()

@@ -19,7 +19,7 @@ from muelle.core.events import Listener
 from muelle.core.records import VersionRecord
 from muelle.core.signature import Signature, made_up_example
 from muelle.core.status import VersionState, VersionStatus
-from muelle.endpoints import Codec, NativeHttp, PlainCodec, PredictEndpoint, V2Http
+from muelle.endpoints import Codec, LocalV2, NativeHttp, PlainCodec, PredictEndpoint, V2Http
 from muelle.lifecycle.compare import compare_answers
 from muelle.protocols.native import NativeCodec
 from muelle.protocols.native_plain import NativePlain
@@ -224,15 +224,17 @@ class LiveVersion:
             "max_batch_size": config.batching.max_batch_size,
         }
         name, number, depth = artifact.model, artifact.version, config.limits.json_depth
+        v2_codec = V2Codec(name, number, signature, **common)
         codecs: tuple[tuple[Codec, PlainCodec | None], ...] = (
             (
                 NativeHttp(NativeCodec(name, number, signature, **common)),
                 NativePlain(name, number, signature),
             ),
             (
-                V2Http(V2Codec(name, number, signature, **common)),
+                V2Http(v2_codec),
                 V2Plain(name, number, signature, depth),
             ),
+            (LocalV2(v2_codec), None),
         )
         return MappingProxyType(
             {
