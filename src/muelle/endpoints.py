@@ -274,11 +274,7 @@ class PredictEndpoint:
         """Decode, queue, and answer when the batch is done. Never raises."""
         arrived = self._now()
         try:
-            self._pool.check_open()
-            wire = self._codec.decode(request)
-            wanted_ms = request.headers.get(b"timeout-ms")
-            if wanted_ms is not None:
-                _apply_timeout(wire, wanted_ms)
+            wire = self.read(request)
 
             def finish(result: InferResponse | Exception) -> None:
                 self._finish(request, wire, result, done, arrived)
@@ -295,6 +291,15 @@ class PredictEndpoint:
             self._metrics.counter(self._codec.protocol, "cancelled").add()
 
         return cancelled
+
+    def read(self, request: HttpRequest) -> InferRequest:
+        """Decode a request, if the version takes any now. Raise MuelleError."""
+        self._pool.check_open()
+        wire = self._codec.decode(request)
+        wanted_ms = request.headers.get(b"timeout-ms")
+        if wanted_ms is not None:
+            _apply_timeout(wire, wanted_ms)
+        return wire
 
     def _finish(
         self,

@@ -30,11 +30,12 @@ ALLOWED: dict[str, set[str]] = {
     "telemetry": {"core", "config", "scheduling"},
     "transport": {"core", "config", "protocols.http"},
     "endpoints": {"core", "config", *DECIDERS, "workers", "telemetry"},
+    "generate": {"core", "config", *DECIDERS, "workers", "telemetry", "endpoints"},
     "traffic": {"core", "config", *DECIDERS, "workers", "telemetry", "endpoints"},
     "inference": {"core", "config", *DECIDERS, "endpoints"},
     "control": {
         "core", "config", *DECIDERS, "workers", "telemetry", "repository", "inference",
-        "endpoints", "traffic",
+        "endpoints", "generate", "traffic",
     },
     "management": {"core", "config", "telemetry", "inference", "control"},
     "packaging": {"core", "config", "repository", "runtimes"},

@@ -20,10 +20,12 @@ from muelle.core.records import VersionRecord
 from muelle.core.signature import Signature, made_up_example
 from muelle.core.status import VersionState, VersionStatus
 from muelle.endpoints import Codec, LocalV2, NativeHttp, PlainCodec, PredictEndpoint, V2Http
+from muelle.generate import GenerateEndpoint, GenerateHttp, GenerateStreamHttp
 from muelle.lifecycle.compare import compare_answers
 from muelle.protocols.native import NativeCodec
 from muelle.protocols.native_plain import NativePlain
 from muelle.protocols.v2 import V2Codec
+from muelle.protocols.v2_generate import GenerateCodec
 from muelle.protocols.v2_plain import V2Plain
 from muelle.telemetry.metrics import VersionMetrics
 from muelle.workers.messages import Loaded
@@ -236,13 +238,12 @@ class LiveVersion:
             ),
             (LocalV2(v2_codec), None),
         )
+        rest = (pool, self.metrics, time.monotonic, self.digest)
+        generate = GenerateCodec(v2_codec, json_nan=config.json_nan, json_depth=depth)
+        generators = (GenerateHttp(generate), GenerateStreamHttp(generate))
         return MappingProxyType(
-            {
-                codec.protocol: PredictEndpoint(
-                    codec, plain, pool, self.metrics, time.monotonic, self.digest
-                )
-                for codec, plain in codecs
-            }
+            {c.protocol: PredictEndpoint(c, plain, *rest) for c, plain in codecs}
+            | {c.protocol: GenerateEndpoint(c, *rest) for c in generators}
         )
 
 

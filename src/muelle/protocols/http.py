@@ -82,7 +82,7 @@ class BodySink(Protocol):
 class StreamedAnswer(Answer):
     """An answer whose body comes later. `length` None: nobody knows how long it will be."""
 
-    __slots__ = ("begin", "length")
+    __slots__ = ("begin", "leave", "length")
 
     def __init__(
         self,
@@ -96,6 +96,12 @@ class StreamedAnswer(Answer):
         self.length = length
         self.begin = begin
         """Called once, when the head has been written."""
+        self.leave: Callable[[], None] = _nobody
+        """Called when the client left, by whoever has no other way to cancel the request."""
+
+
+def _nobody() -> None:
+    """Who began the request has another way to cancel it."""
 
 
 JSON = b"application/json"
