@@ -30,6 +30,7 @@ from muelle.core.events import Draining, Listener, Listening
 from muelle.inference import InferenceService, error_encoder
 from muelle.management import ManagementService
 from muelle.protocols.http import JSON, Answer
+from muelle.rpc.infer import InferCalls
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
@@ -150,6 +151,7 @@ class Server:
             hosted=self.host,
             root=root,
         )
+        self.http.methods = InferCalls(self.inference).methods()
         self.admin = Admin(
             config.admin,
             config.limits,

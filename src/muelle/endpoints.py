@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from muelle.core.errors import BadRequest, ErrorCode, MuelleError
-from muelle.core.request import BatchOutput, InferRequest, InferResponse
+from muelle.core.request import BatchOutput, Buffer, InferRequest, InferResponse
 from muelle.core.signature import row_bytes
 from muelle.protocols import native, v2
 from muelle.protocols.http import JSON, Answer, HttpRequest
@@ -97,7 +97,7 @@ class LocalV2(V2Http):
 class PlainCodec(Protocol):
     """The plain case of a protocol: one JSON row in, one JSON answer out."""
 
-    read: Callable[[bytes], Sequence[bytes] | None] | None
+    read: Callable[[bytes], Sequence[Buffer] | None] | None
 
     def rows(self, outputs: Sequence[BatchOutput]) -> list[bytes] | None:
         """Return the body of each row's answer, None when the whole codec must do it."""
@@ -129,7 +129,7 @@ class HotJob(Job):
         endpoint: PredictEndpoint,
         connection: HttpConnection,
         body: bytes,
-        columns: Sequence[bytes],
+        columns: Sequence[Buffer],
         arrived: float,
     ) -> None:
         self.endpoint = endpoint

@@ -123,11 +123,23 @@ class InferenceService:
         The model and version are named beside the request, whose path and query are not read.
         """
         try:
-            endpoint = self._found(model, version, "local")
+            endpoint = self.endpoint("local", model, version)
         except Exception as exc:
             done(native.encode_error(exc, request.request_id))
             return None
         return endpoint.begin(request, done)
+
+    def endpoint(self, protocol: str, name: str, version: str | None) -> Endpoint:
+        """Return what answers for a model (and version) in a protocol.
+
+        Raise ModelNotFound, VersionNotFound, or Unavailable while it is not loaded.
+        """
+        served = self.table.version(name, version)
+        endpoint = served.endpoints.get(protocol)
+        if endpoint is None:
+            self.asked(name, version)
+            raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
+        return endpoint
 
     def _endpoint(self, request: HttpRequest) -> Endpoint:
         for protocol, pattern in (("native", _PREDICT), ("v2", _INFER), ("", _GENERATE)):
@@ -136,16 +148,8 @@ class InferenceService:
                 continue
             if request.method != b"POST":
                 raise MethodNotAllowed(f"{request.method.decode('latin-1')}: this path takes POST")
-            return self._found(match[1], match[2], protocol or match[3])
+            return self.endpoint(protocol or match[3], match[1], match[2])
         raise RouteNotFound("no such path; see GET /models for what is served")
-
-    def _found(self, name: str, version: str | None, protocol: str) -> Endpoint:
-        served = self.table.version(name, version)
-        endpoint = served.endpoints.get(protocol)
-        if endpoint is None:
-            self.asked(name, version)
-            raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
-        return endpoint
 
     def _decompressed(self, request: HttpRequest) -> bytes:
         encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()

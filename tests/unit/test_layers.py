@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "protos": set(),
     "config": {"core"},
     "texts": {"core", "locales"},
-    "protocols": {"core", "config"},
+    "protocols": {"core", "config", "protos"},
     "scheduling": {"core", "config"},
     "routing": {"core", "config"},
     "lifecycle": {"core", "config"},
@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "core", "config", "protocols", "lifecycle.compare", "repository", "runtimes",
         "workers.probe", "workers.messages", "packaging", "apps.target",
     },
+    "rpc": {"core", "config", "protos", "protocols", "inference", "transport.grpc"},
     "api": {"core", "config", "protocols", "telemetry.exposition", "telemetry.audit"},
     "cli": {
         "core", "config", "texts", "protocols.native", "runtimes", "repository", "workers.probe",

@@ -26,6 +26,7 @@ from muelle.protocols.native import NativeCodec
 from muelle.protocols.native_plain import NativePlain
 from muelle.protocols.v2 import V2Codec
 from muelle.protocols.v2_generate import GenerateCodec
+from muelle.protocols.v2_grpc import GrpcCodec, GrpcPlain, GrpcStreamCodec
 from muelle.protocols.v2_plain import V2Plain
 from muelle.telemetry.metrics import VersionMetrics
 from muelle.workers.messages import Loaded
@@ -238,12 +239,21 @@ class LiveVersion:
             ),
             (LocalV2(v2_codec), None),
         )
-        rest = (pool, self.metrics, time.monotonic, self.digest)
+        decoupled = pool.settings is not None and pool.settings.decoupled
+        grpc = GrpcCodec(name, number, signature)
         generate = GenerateCodec(v2_codec, json_nan=config.json_nan, json_depth=depth)
-        generators = (GenerateHttp(generate), GenerateStreamHttp(generate))
+        named: tuple[tuple[str, Codec, PlainCodec | None], ...] = (
+            *((codec.protocol, codec, plain) for codec, plain in codecs),
+            ("v2_grpc", grpc, GrpcPlain(grpc)),
+            ("v2_stream", GrpcStreamCodec(name, number, signature, decoupled=decoupled), None),
+        )
+        rest = (pool, self.metrics, time.monotonic, self.digest)
         return MappingProxyType(
-            {c.protocol: PredictEndpoint(c, plain, *rest) for c, plain in codecs}
-            | {c.protocol: GenerateEndpoint(c, *rest) for c in generators}
+            {key: PredictEndpoint(codec, plain, *rest) for key, codec, plain in named}
+            | {
+                codec.protocol: GenerateEndpoint(codec, *rest)
+                for codec in (GenerateHttp(generate), GenerateStreamHttp(generate))
+            }
         )
 
 

@@ -7,12 +7,6 @@ holds on both alike. Not for what a request means: `Site` decides who answers.
 from __future__ import annotations
 
 import asyncio
-import enum
-import fcntl
-import socket
-import struct
-import sys
-import termios
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -24,6 +18,9 @@ from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import JSON, Answer, HttpRequest, StreamedAnswer
 from muelle.transport.chunks import ChunkDecoder, ChunkError
 from muelle.transport.heads import END, Head, HeadError, HeadReader
+from muelle.transport.http2.connection import Http2Connection
+from muelle.transport.http2.frames import PREFACE
+from muelle.transport.state import State, unix_peer, unsent_bytes
 from muelle.transport.streams import BodyStream
 
 STATUS_LINES = MappingProxyType(
@@ -33,8 +30,6 @@ FIXED_LINES = b"x-content-type-options: nosniff\r\n"
 """In every answer: a browser must not guess that JSON is a page."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER_S = 2.0
-_PEER = struct.Struct("3i")
-"""Linux's `struct ucred`: process, user, group."""
 MAX_PENDING_BYTES = 256 * 1024
 
 Reply = Callable[[Answer], None]
@@ -92,16 +87,8 @@ class Site(Protocol):
     def closed(self, connection: HttpConnection) -> None:
         """Count it out."""
 
-
-class State(enum.IntEnum):
-    """What a connection does now."""
-
-    IDLE = 0
-    HEAD = 1
-    BODY = 2
-    BUSY = 3
-    LINGER = 4
-    CLOSED = 5
+    def http2(self, loop: asyncio.AbstractEventLoop) -> Http2Connection:
+        """Return what takes over a connection that speaks HTTP/2."""
 
 
 IDLE, HEAD, BUSY = State.IDLE, State.HEAD, State.BUSY
@@ -115,6 +102,7 @@ class HttpConnection(asyncio.Protocol):
         "_body_bytes",
         "_cancel",
         "_chunks",
+        "_fresh",
         "_head",
         "_hot_block",
         "_hot_endpoint",
@@ -145,6 +133,8 @@ class HttpConnection(asyncio.Protocol):
         self._hot_endpoint: Endpoint | None = None
         self._hot_table: dict[bytes, Endpoint] | None = None
         self._number = 0
+        self._fresh = True
+        """Whether nothing was asked yet."""
         self._transport: asyncio.Transport | None = None
         self._peer: tuple[int, int] | None = None
         self._pending = b""
@@ -171,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
         # uvloop's transports have the interface without the base class.
         self._transport = cast(asyncio.Transport, transport)
         self.state = State.HEAD
-        self._peer = _unix_peer(transport)
+        self._peer = unix_peer(transport)
         if not self._site.opened(self):
             self._refuse(b"", 503, "too many connections; retry later")
 
@@ -196,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
         """
         self.stalled_since = time.monotonic()
         if self._transport is not None:
-            self._unsent_bytes = _unsent_bytes(self._transport)
+            self._unsent_bytes = unsent_bytes(self._transport)
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -252,6 +242,9 @@ class HttpConnection(asyncio.Protocol):
         block = self._pending + data if self._pending else data
         if block.startswith(b"\r\n"):
             block = block[2:]  # RFC 9112 2.2: one empty line before a request is ignored.
+        if block.startswith(b"PRI ") or (len(block) < 4 and PREFACE.startswith(block)):
+            self._other_version(block)
+            return
         end = block.find(END)
         try:
             if end < 0:
@@ -259,6 +252,7 @@ class HttpConnection(asyncio.Protocol):
                 self._pending = block
                 return
             self._pending = b""
+            self._fresh = False
             head = self._site.heads.read(block[: end + 4])
         except HeadError as exc:
             self._refuse(_path_of(block), exc.status, exc.message)
@@ -272,6 +266,24 @@ class HttpConnection(asyncio.Protocol):
                 self._hot_head = head
                 self._hot_size = end + 4 + head.content_length
         self._begin_body(head, block[end + 4 :])
+
+    def _other_version(self, block: bytes) -> None:
+        """The first bytes are those of HTTP/2: another connection takes over. (RFC 9113 3.4)"""
+        transport = self._transport
+        if len(block) < 4 or transport is None:
+            self._pending = block
+            return
+        if not self._fresh:
+            self._refuse(b"", 400, "HTTP/2 begins with a connection's first bytes")
+            return
+        self._pending = b""
+        self.state = State.CLOSED
+        self._transport = None
+        self._site.closed(self)
+        successor = self._site.http2(self._loop)
+        transport.set_protocol(successor)
+        successor.connection_made(transport)
+        successor.data_received(block)
 
     def _begin_body(self, head: Head, rest: bytes) -> None:
         limits = self._site.limits
@@ -519,7 +531,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self.stalled_since is not None and now - self.stalled_since > limits.write_stall_s:
             # A slow reader of a large answer goes on; the least rate is the one of bodies.
-            unsent = _unsent_bytes(transport)
+            unsent = unsent_bytes(transport)
             least = limits.body_rate_bytes_per_s * limits.write_stall_s
             if self._unsent_bytes - unsent < least:
                 transport.abort()
@@ -547,30 +559,6 @@ class HttpConnection(asyncio.Protocol):
                     transport.abort()
             case _:
                 pass
-
-
-def _unsent_bytes(transport: asyncio.Transport) -> int:
-    """Return what the client has not taken yet: bytes that lie here, and in the system's buffer.
-
-    The system takes more from us only when a third of its buffer, of megabytes, has become free.
-    """
-    size = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        size += int.from_bytes(
-            fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder
-        )
-    return size
-
-
-def _unix_peer(transport: asyncio.BaseTransport) -> tuple[int, int] | None:
-    """Return user and process id of the other end of a Unix socket, as the kernel says."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family != socket.AF_UNIX:
-        return None
-    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, _ = _PEER.unpack(found)
-    return uid, pid
 
 
 def _path_of(block: bytes) -> bytes:

@@ -21,9 +21,12 @@ from muelle.transport.connection import (
     Endpoint,
     HttpConnection,
     Reply,
-    State,
 )
+from muelle.transport.grpc import Methods
 from muelle.transport.heads import HeadReader
+from muelle.transport.http2.blocks import header_block
+from muelle.transport.http2.connection import Http2Connection
+from muelle.transport.state import State
 
 SWEEP_S = 0.25
 BACKLOG = 2048
@@ -63,6 +66,8 @@ class HttpServer:
         self.limits = limits
         self.heads = HeadReader(limits)
         self.hot: dict[bytes, Endpoint] = {}
+        self.methods: Methods = {}
+        """The gRPC methods of this port, by path."""
         self.draining = False
         self.date_line = b""
         self.refusal = refusal
@@ -72,11 +77,12 @@ class HttpServer:
         self._root = f"{root}/"
         self._internal_error = internal_error
         self._loop = loop
-        self._connections: set[HttpConnection] = set()
+        self._connections: set[HttpConnection | Http2Connection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._id_prefix = secrets.token_hex(4)
         self._id_count = 0
+        self._call_heads: dict[bytes, bytes] = {}
 
     # --- life ---
 
@@ -169,14 +175,30 @@ class HttpServer:
             )
         )
 
-    def opened(self, connection: HttpConnection) -> bool:
+    def opened(self, connection: HttpConnection | Http2Connection) -> bool:
         """Count a connection in. False: there are too many."""
         self._connections.add(connection)
         return len(self._connections) <= self.limits.connections
 
-    def closed(self, connection: HttpConnection) -> None:
+    def closed(self, connection: HttpConnection | Http2Connection) -> None:
         """Count it out."""
         self._connections.discard(connection)
+
+    def http2(self, loop: asyncio.AbstractEventLoop) -> Http2Connection:
+        """Return what takes over a connection that speaks HTTP/2."""
+        return Http2Connection(self, loop)
+
+    def call_head(self, head_lines: bytes) -> bytes:
+        """Return, as a header block, what of an endpoint's header lines goes into calls: the
+        digest. (Model and version are in the messages.)"""
+        block = self._call_heads.get(head_lines)
+        if block is None:
+            fields = (line.partition(b": ") for line in head_lines.split(b"\r\n"))
+            block = header_block([(n, v) for n, _, v in fields if n == b"muelle-digest" and v])
+            if len(self._call_heads) > 1024:
+                self._call_heads.clear()
+            self._call_heads[head_lines] = block
+        return block
 
     @property
     def n_connections(self) -> int:
