@@ -192,6 +192,8 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self.stalled_since = None
+        if self.state is State.LINGER:
+            self.since = time.monotonic()  # What is left of a large answer has its time, too.
         if self._stream is not None:
             self._loop.call_soon(self._stream.resumed)
         self._loop.call_soon(self._go_on)
@@ -419,7 +421,7 @@ class HttpConnection(asyncio.Protocol):
         transport.write(self._render_head(answer, framing, keep=keep))
         stream = BodyStream(
             transport,
-            lags=lambda: self.stalled_since is not None,
+            lags=self._lags,
             ended=lambda: self._answered(keep),
             with_body=head.method != b"HEAD",
             chunked=chunked,
@@ -427,6 +429,13 @@ class HttpConnection(asyncio.Protocol):
         )
         self._stream = stream
         answer.begin(stream)
+
+    def _lags(self, n_bytes: int) -> bool:
+        """Whether the client lags behind a stream. So many bytes of it have just been written."""
+        if self.stalled_since is None:
+            return False
+        self._unsent_bytes += n_bytes  # They are not bytes that it failed to read.
+        return True
 
     def _answered(self, keep: bool) -> None:
         """An answer is out; wait for the next request, or for the client to leave."""
@@ -555,7 +564,8 @@ class HttpConnection(asyncio.Protocol):
                     path = self._head.path if self._head else b""
                     self._refuse(path, 408, "the body came too slowly")
             case State.LINGER:
-                if age > LINGER_S:
+                # While much still waits for a client that reads, the time above counts.
+                if self.stalled_since is None and age > LINGER_S:
                     transport.abort()
             case _:
                 pass

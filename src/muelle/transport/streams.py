@@ -13,13 +13,14 @@ class BodyStream:
         self,
         transport: asyncio.Transport,
         *,
-        lags: Callable[[], bool],
+        lags: Callable[[int], bool],
         ended: Callable[[], None],
         with_body: bool,
         chunked: bool,
         length: int | None,
     ) -> None:
-        """`with_body` False: the answer to HEAD, whose body is only spoken of."""
+        """`lags` is told how many bytes were written, and says whether the client is behind.
+        `with_body` False: the answer to HEAD, whose body is only spoken of."""
         self.resumed: Callable[[], None] = _nothing
         self._transport = transport
         self._lags = lags
@@ -44,7 +45,7 @@ class BodyStream:
         if self._chunked:
             chunk = b"%x\r\n%b\r\n" % (len(chunk), chunk)
         self._transport.write(chunk)
-        return not self._lags()
+        return not self._lags(len(chunk))
 
     def end(self) -> None:
         """The body is whole. One that is shorter than announced ends the connection instead."""

@@ -35,7 +35,7 @@ def streams(**how: Any) -> tuple[BodyStream, Transport, list[str]]:
     settings: dict[str, Any] = {"with_body": True, "chunked": False, "length": None, **how}
     stream = BodyStream(
         transport,  # type: ignore[arg-type]
-        lags=lambda: False,
+        lags=lambda n: False,
         ended=lambda: ends.append("ended"),
         **settings,
     )
@@ -93,14 +93,20 @@ def test_nothing_is_written_after_the_end() -> None:
 
 
 def test_who_lags_is_told() -> None:
-    """The writer waits then."""
-    transport = Transport()
+    """The writer waits then, and the connection knows how much more there is to read."""
+    transport, told = Transport(), []
+
+    def lags(n_bytes: int) -> bool:
+        told.append(n_bytes)
+        return True
+
     stream = BodyStream(
         transport,  # type: ignore[arg-type]
-        lags=lambda: True,
+        lags=lags,
         ended=lambda: None,
         with_body=True,
         chunked=True,
         length=None,
     )
     assert stream.write(b"x") is False
+    assert sum(told) == len(transport.written)
