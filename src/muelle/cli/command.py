@@ -44,6 +44,7 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "admin.socket": (["--admin-socket"], "PATH|none"),
     "admin.listen": (["--admin-listen"], "[HOST:]PORT"),
     "admin.token_file": (["--admin-token-file"], "FILE"),
+    "app.path": (["--app-path"], "PATH"),
     "security.require_signature": (["--require-signature"], "NAME.pub"),
     "json_nan": (["--json-nan"], "error|null|string"),
     "log_level": (["--log-level"], "LEVEL"),

@@ -47,6 +47,7 @@ ALIASES = {
     "admin_socket": "admin.socket",
     "admin_listen": "admin.listen",
     "admin_token_file": "admin.token_file",
+    "app_path": "app.path",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""
 

@@ -15,12 +15,13 @@ from typing import Protocol, cast
 from urllib.parse import unquote
 
 from muelle.config.sections import LimitsConfig
-from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.protocols.http import JSON, Answer, HttpRequest, StreamedAnswer
 from muelle.transport.chunks import ChunkDecoder, ChunkError
 from muelle.transport.heads import END, Head, HeadError, HeadReader
 from muelle.transport.http2.connection import Http2Connection
 from muelle.transport.http2.frames import PREFACE
 from muelle.transport.state import State, unix_peer, unsent_bytes
+from muelle.transport.streams import BodyStream
 
 STATUS_LINES = MappingProxyType(
     {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
@@ -115,6 +116,7 @@ class HttpConnection(asyncio.Protocol):
         "_reading",
         "_request_id",
         "_site",
+        "_stream",
         "_transport",
         "_unsent_bytes",
         "since",
@@ -143,6 +145,7 @@ class HttpConnection(asyncio.Protocol):
         self._cancel: Cancel | None = None
         self._reading = True
         self._request_id = ""
+        self._stream: BodyStream | None = None
         self.state = State.IDLE
         self.since = time.monotonic()
         """When the present state began: for the sweeper."""
@@ -189,6 +192,10 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self.stalled_since = None
+        if self.state is State.LINGER:
+            self.since = time.monotonic()  # What is left of a large answer has its time, too.
+        if self._stream is not None:
+            self._loop.call_soon(self._stream.resumed)
         self._loop.call_soon(self._go_on)
 
     def data_received(self, data: bytes) -> None:
@@ -343,6 +350,7 @@ class HttpConnection(asyncio.Protocol):
             path = unquote(head.path.decode("latin-1"), errors="replace")
             request = HttpRequest(head.method, path, head.query, head.headers, body, request_id)
             request.peer = self._peer
+            request.client = self._client_address()
             cancel = site.begin(request, head.path, self.reply)
         if self.state is BUSY and self._number == number:
             self._cancel = cancel
@@ -387,9 +395,49 @@ class HttpConnection(asyncio.Protocol):
         transport, head = self._transport, self._head
         if transport is None or head is None or self.state is not State.BUSY:
             return
-        self._cancel = None
+        if isinstance(answer, StreamedAnswer):
+            self._reply_streamed(answer, head, transport)
+            return
         keep = head.keep_alive and not self._site.draining
         transport.write(self._render(answer, keep=keep, with_body=head.method != b"HEAD"))
+        self._answered(keep)
+
+    def _reply_streamed(
+        self, answer: StreamedAnswer, head: Head, transport: asyncio.Transport
+    ) -> None:
+        """Write the head; the body comes by and by. Until its end this connection is busy.
+
+        RFC 9112 6.3 and 7.1: a length that is known, else chunks, else the connection's end.
+        """
+        chunked = answer.length is None and not head.old
+        keep = head.keep_alive and not self._site.draining and not (head.old and not chunked)
+        if answer.length is not None:
+            framing = b"content-length: %d\r\n" % answer.length
+        else:
+            framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+        transport.write(self._render_head(answer, framing, keep=keep))
+        stream = BodyStream(
+            transport,
+            lags=self._lags,
+            ended=lambda: self._answered(keep),
+            with_body=head.method != b"HEAD",
+            chunked=chunked,
+            length=answer.length,
+        )
+        self._stream = stream
+        answer.begin(stream)
+
+    def _lags(self, n_bytes: int) -> bool:
+        """Whether the client lags behind a stream. So many bytes of it have just been written."""
+        if self.stalled_since is None:
+            return False
+        self._unsent_bytes += n_bytes  # They are not bytes that it failed to read.
+        return True
+
+    def _answered(self, keep: bool) -> None:
+        """An answer is out; wait for the next request, or for the client to leave."""
+        self._cancel = None
+        self._stream = None
         self._head = None
         if not keep:
             self._linger()
@@ -400,13 +448,18 @@ class HttpConnection(asyncio.Protocol):
             self._loop.call_soon(self._go_on)
 
     def _render(self, answer: Answer, *, keep: bool, with_body: bool) -> bytes:
-        body = answer.body
+        # RFC 9110 8.6: an answer that never has a body does not tell its length.
+        bodiless = answer.status in (204, 304)
+        framing = b"" if bodiless else b"content-length: %d\r\n" % len(answer.body)
+        head = self._render_head(answer, framing, keep=keep)
+        return head + answer.body if with_body and not bodiless else head
+
+    def _render_head(self, answer: Answer, framing: bytes, *, keep: bool) -> bytes:
         parts = [
             STATUS_LINES.get(answer.status) or b"HTTP/1.1 %d Unknown\r\n" % answer.status,
-            b"content-type: ",
-            answer.content_type,
-            b"\r\ncontent-length: %d\r\nx-request-id: %s\r\n"
-            % (len(body), self._request_id.encode()),
+            b"content-type: %s\r\n" % answer.content_type if answer.content_type else b"",
+            framing,
+            b"x-request-id: %s\r\n" % self._request_id.encode(),
             FIXED_LINES,
             self._site.date_line,
             answer.head_lines,
@@ -414,9 +467,13 @@ class HttpConnection(asyncio.Protocol):
         for name, value in answer.headers:
             parts.append(b"%s: %s\r\n" % (name, value))
         parts.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        if with_body:
-            parts.append(body)
         return b"".join(parts)
+
+    def _client_address(self) -> tuple[str, int] | None:
+        address = self._transport.get_extra_info("peername") if self._transport else None
+        if not isinstance(address, tuple) or len(address) < 2:
+            return None
+        return str(address[0]), int(address[1])
 
     def _go_on(self) -> None:
         """Take what was pipelined behind the request that has just been answered."""
@@ -504,7 +561,8 @@ class HttpConnection(asyncio.Protocol):
                     path = self._head.path if self._head else b""
                     self._refuse(path, 408, "the body came too slowly")
             case State.LINGER:
-                if age > LINGER_S:
+                # While much still waits for a client that reads, the time above counts.
+                if self.stalled_since is None and age > LINGER_S:
                     transport.abort()
             case _:
                 pass

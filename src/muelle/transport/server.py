@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
+from muelle.transport.asgi import AsgiHost
 from muelle.transport.connection import (
     FIXED_LINES,
     STATUS_LINES,
@@ -35,17 +36,14 @@ Direct = Callable[[], Answer]
 Refusal = Callable[[bytes, int, str, str], Answer]
 
 
-class Way(Protocol):
-    """Answers a request that nothing else took, not at once."""
+class Hosted(Protocol):
+    """An application of the user's beside our own endpoints."""
 
-    def begin(
-        self,
-        request: HttpRequest,
-        raw_path: bytes,
-        done: Callable[[Answer], None],
-        failed: Callable[[Exception], Answer],
-    ) -> Callable[[], None]:
-        """Begin; return what cancels it. `failed` makes the answer to an exception."""
+    def owns(self, path: str) -> bool:
+        """Whether a request for this (decoded) path is the application's."""
+
+    def begin(self, request: HttpRequest, raw_path: bytes, done: Reply) -> Cancel | None:
+        """Answer a request. Never raises."""
 
 
 class HttpServer:
@@ -55,12 +53,16 @@ class HttpServer:
         self,
         limits: LimitsConfig,
         *,
-        asgi: Way,
+        asgi: AsgiHost,
         direct: dict[bytes, Direct],
         refusal: Refusal,
         internal_error: Callable[[bytes, str], Answer],
         loop: asyncio.AbstractEventLoop,
+        hosted: Hosted | None = None,
+        root: str = "",
     ) -> None:
+        """`hosted` gets the paths that it owns; `root` is a folder in which our own endpoints are
+        found, too: where else, when it owns `/`."""
         self.limits = limits
         self.heads = HeadReader(limits)
         self.hot: dict[bytes, Endpoint] = {}
@@ -71,6 +73,8 @@ class HttpServer:
         self.refusal = refusal
         self._asgi = asgi
         self._direct = direct
+        self._hosted = hosted
+        self._root = f"{root}/"
         self._internal_error = internal_error
         self._loop = loop
         self._connections: set[HttpConnection | Http2Connection] = set()
@@ -123,6 +127,11 @@ class HttpServer:
             if direct is not None:
                 done(direct())
                 return None
+        if self._hosted is not None and self._hosted.owns(request.path):
+            return self._hosted.begin(request, raw_path, done)
+        if len(self._root) > 1 and request.path.startswith(self._root):
+            # Nothing of ours tells its own address, so nothing has to know of the folder.
+            request.path = request.path[len(self._root) - 1 :]
         return self._asgi.begin(
             request,
             raw_path,
