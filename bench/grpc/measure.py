@@ -15,11 +15,9 @@ from typing import Any
 from bench.grpc.load import check_grpc, run_client, run_h2load
 from bench.grpc.models import ECHO_SIZES, model_called
 from bench.grpc.servers import (
-    AIO,
     ALL,
     BINARY,
     GRPC,
-    MUELLE,
     NotInstalled,
     Started,
     http_peer,
@@ -61,12 +59,12 @@ LARGE_SHAPES = (Shape(1), Shape(4), Shape(1, client="tritonclient"))
 SHAPES = {"tabular": SMALL_SHAPES, "cnn": SLOW_SHAPES, "encoder": SLOW_SHAPES} | dict.fromkeys(
     ECHO_SIZES, LARGE_SHAPES
 )
+
 CLIENTS = {
     ("grpcio", GRPC): "grpcio",
     ("tritonclient", GRPC): "triton-grpc",
     ("tritonclient", BINARY): "triton-http",
 }
-RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +78,11 @@ class Plan:
     fast_s: int = 4
     slow_s: int = 12
     warm_s: int = 1
+    retries: int = 2
+    """How often a point that strangers disturbed is measured again."""
 
 
-QUICK = Plan(rounds=2, slow_rounds=1, fast_s=2, slow_s=6)
+QUICK = Plan(rounds=2, slow_rounds=1, fast_s=2, slow_s=6, retries=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def measure_model(name: str, plan: Plan) -> Result:
                 order = keys if number % 2 == 0 else keys[::-1]
                 seconds = plan.slow_s if slow else plan.fast_s
                 points = {
-                    Key(one.name, way): _point(one, way, shape, model, plan.warm_s, seconds)
+                    Key(one.name, way): _point(one, way, shape, model, plan, seconds)
                     for one, way in order
                     if _can(way, shape)
                 }
@@ -222,11 +222,11 @@ def _can(way: str, shape: Shape) -> bool:
 
 
 def _point(
-    one: Running, way: str, shape: Shape, model: BenchModel, warm_s: int, seconds: int
+    one: Running, way: str, shape: Shape, model: BenchModel, plan: Plan, seconds: int
 ) -> Point:
     """Measure one point, again while strangers used the machine; return the quietest."""
-    points = [_once(one, way, shape, model, warm_s, seconds)]
-    while points[-1].others_share > QUIET_SHARE and len(points) <= RETRIES:
+    points = [_once(one, way, shape, model, plan.warm_s, seconds)]
+    while points[-1].others_share > QUIET_SHARE and len(points) <= plan.retries:
         say(f"others took {points[-1].others_share:.0%} of a core: once more")
         points.append(_once(one, way, shape, model, 0, seconds))
     return min(points, key=lambda p: p.others_share)
@@ -268,16 +268,3 @@ def _once(
         cpu_us_per_request=cpu_s * 1e6 / max(1, told["requests"]),
         **told,
     )
-
-
-def targets() -> tuple[Key, Key]:
-    """Return Muelle's gRPC and its binary HTTP: what everything is held against."""
-    return Key(MUELLE, GRPC), Key(MUELLE, BINARY)
-
-
-def others(keys: Sequence[Key], way: str) -> list[Key]:
-    """Return the peers that were asked this way."""
-    return [key for key in keys if key.server != MUELLE and key.way == way]
-
-
-__all__ = ["AIO", "QUICK", "Key", "Plan", "Result", "Shape", "measure_model", "others", "targets"]

@@ -34,7 +34,7 @@ class TritonPythonModel:
         ]
         feed = {
             name: column[0] if len(column) == 1 else np.concatenate(column)
-            for name, column in zip(self.inputs, columns)
+            for name, column in zip(self.inputs, columns, strict=True)
         }
         rows = self.session.run(None, feed)[0]
         responses, at = [], 0
