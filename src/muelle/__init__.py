@@ -19,8 +19,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from muelle.apps.local import model
     from muelle.client import AsyncClient, Client
-    from muelle.client.local import model
     from muelle.core.signature import Signature, TensorSpec
     from muelle.runtimes.interface import Model
 
@@ -30,7 +30,7 @@ _LAZY = {
     "Signature": "muelle.core.signature",
     "TensorSpec": "muelle.core.signature",
     "Model": "muelle.runtimes.interface",
-    "model": "muelle.client.local",
+    "model": "muelle.apps.local",
 }
 
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from muelle import __version__
 from muelle.app_admin import Admin
-from muelle.app_hosting import new_hosted
 from muelle.app_sources import new_source
-from muelle.apps.switch import AppSwitch
+from muelle.apps.doors import Doors
+from muelle.apps.host import OUR_ROOT, AppHost
 from muelle.config.sections import ServeConfig
 from muelle.control.sources import StoreSource
 from muelle.control.wanted import Source
@@ -27,8 +29,8 @@ from muelle.core.errors import ArtifactError, ConfigError, ErrorCode, Internal, 
 from muelle.core.events import Draining, Listener, Listening
 from muelle.inference import InferenceService, error_encoder
 from muelle.management import ManagementService
-from muelle.protocols import native
-from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.protocols.http import JSON, Answer
+from muelle.rpc.infer import InferCalls
 from muelle.telemetry import logs
 from muelle.telemetry.metrics import render
 from muelle.transport.asgi import App, AsgiHost
@@ -72,14 +74,15 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     for problem in source.problems():
         log.warning("%s", problem)
     tls = _tls(config)
-    sock = _bind(config)
+    socks = _bind(config)
     try:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(config, source, sock, listener, tls).run())
+            return runner.run(Server(config, source, socks, listener, tls).run())
     finally:
-        sock.close()
+        for sock in socks:
+            sock.close()
         if config.listen.unix_socket:
             Path(config.listen.unix_socket).unlink(missing_ok=True)
 
@@ -91,10 +94,20 @@ def _tls(config: ServeConfig) -> ssl.SSLContext | None:
     return tls_context(listen.tls_cert, listen.tls_key) if listen.tls_cert else None
 
 
-def _bind(config: ServeConfig) -> socket.socket:
-    if config.listen.unix_socket:
-        return bind_unix_or_explain(Path(config.listen.unix_socket))
-    return bind_or_explain(config.listen.host, config.listen.port)
+def _bind(config: ServeConfig) -> list[socket.socket]:
+    """Return the sockets to listen on, the main one first."""
+    listen = config.listen
+    if listen.unix_socket:
+        socks = [bind_unix_or_explain(Path(listen.unix_socket))]
+    else:
+        socks = [bind_or_explain(listen.host, listen.port)]
+    try:
+        if listen.grpc_port:
+            socks.append(bind_or_explain(listen.host, listen.grpc_port))
+    except BaseException:
+        socks[0].close()
+        raise
+    return socks
 
 
 class Server:
@@ -104,14 +117,15 @@ class Server:
         self,
         config: ServeConfig,
         source: Source,
-        sock: socket.socket,
+        socks: list[socket.socket],
         listener: Listener,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tls = tls
         self._config = config
         self._source = source
-        self._sock = sock
+        self._sock = socks[0]
+        self._socks = socks
         self._listener = listener
         self._ended = asyncio.Event()
         self._interrupts = 0
@@ -131,15 +145,25 @@ class Server:
             table_changed=self._table_changed,
         )
         self.asgi = AsgiHost(self._build_api, loop)
-        self.hosted = new_hosted(config, self._asked_by_app, self._url(), loop)
+        doors = Doors(self.inference, self.management.model)
+        self.host: AppHost | None = None
+        root = ""
+        if config.app.target:
+            self.host = AppHost(config, doors, env=os.environ, listener=self._listener, loop=loop)
+            self.management.also_ready = self.host.pool.ready
+            if self.host.takes_root:
+                root = OUR_ROOT
         self.http = HttpServer(
             config.limits,
-            asgi=AppSwitch(self.asgi, self.hosted) if self.hosted is not None else self.asgi,
+            asgi=self.asgi,
             direct=self._direct(),
             refusal=_refusal,
             internal_error=_internal_error,
             loop=loop,
+            hosted=self.host,
+            root=root,
         )
+        self.http.methods = InferCalls(self.inference).methods()
         self.admin = Admin(
             config.admin,
             config.limits,
@@ -150,10 +174,11 @@ class Server:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        await self.http.start(self._sock, self._tls)
+        for sock in self._socks:
+            await self.http.start(sock, self._tls)
         self.management.url = self._url()
         await self.admin.start()
-        loading = loop.create_task(self._load())
+        loading = loop.create_task(self._load(doors))
         ended = loop.create_task(self._ended.wait())
         await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -173,17 +198,33 @@ class Server:
         await self._end(config.drain_s)
         return 0
 
-    async def _load(self) -> None:
-        """Load the models, then the application, which may ask them while it starts."""
-        await self.management.start()
-        if self.hosted is not None:
-            await self.hosted.start()
+    async def _load(self, doors: Doors) -> None:
+        """Load models and application at the same time; one may ask the other while it starts."""
+        if self.host is None:
+            await self.management.start()
+            return
+        starting = asyncio.ensure_future(self.host.pool.start())
+        models = asyncio.ensure_future(self.management.start())
+        try:
+            await asyncio.wait({starting, models}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # An app that cannot be loaded need not wait for the models.
+            await models
+            if self.management.failures() and not isinstance(self._source, StoreSource):
+                return
+            doors.open()
+            await starting
+        finally:
+            starting.cancel()
+            models.cancel()
 
     async def _end(self, timeout_s: float) -> None:
         self.management.draining = True
+        began = time.monotonic()
         await self.http.drain(timeout_s)
-        if self.hosted is not None:
-            await self.hosted.stop(min(timeout_s, 5.0))
+        if self.host is not None:
+            # While it finishes its work it may still ask the models.
+            await self.host.pool.stop(max(1.0, timeout_s - (time.monotonic() - began)))
         await self.management.stop()
         await self.admin.stop()
 
@@ -193,9 +234,11 @@ class Server:
         gc.freeze()
         # Requests make no cycles: looking for some after each few hundred objects is for nothing.
         gc.set_threshold(GC_OBJECTS, 20, 20)
-        hosted = self.hosted
-        app = f"{hosted.kind} {hosted.spec.target}" if hosted is not None else ""
-        self._listener(Listening(url=self._url(), models=self.management.models(), app=app))
+        moved = self.host is not None and self.host.takes_root
+        app = self.host.shown if self.host is not None else ""
+        self._listener(
+            Listening(url=self._url(), models=self.management.models(), app=app, moved=moved)
+        )
         loop = asyncio.get_running_loop()
         loop.call_later(WARM_APP_AFTER_S, self.asgi.warm)
         loop.call_later(2 * WARM_APP_AFTER_S, self.admin.warm)
@@ -213,31 +256,12 @@ class Server:
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
-                import os
-
                 os._exit(130)
         self._ended.set()
 
     def _table_changed(self) -> None:
         self.http.set_hot(dict(self.inference.hot_paths()))
         self.admin.versions_changed()
-
-    def _ready(self) -> tuple[bool, str]:
-        ok, reason = self.management.ready()
-        if ok and self.hosted is not None and not self.hosted.serving:
-            return False, f"{self.hosted.spec.target}: {self.hosted.reason}"
-        return ok, reason
-
-    async def _asked_by_app(self, request: HttpRequest) -> Answer:
-        """Answer what the hosted application asks: of a model, or about one."""
-        if request.method != b"GET":
-            return await self.inference.answer(request)
-        from muelle.api import answers
-
-        try:
-            return answers.model(self.management.model(request.path.rpartition("/")[2]))
-        except MuelleError as exc:
-            return native.encode_error(exc, request.request_id)
 
     # --- what costs nothing is answered without the app ---
 
@@ -246,12 +270,17 @@ class Server:
             return Answer(200, JSON, b'{"live":true}')
 
         def ready() -> Answer:
-            return _ready_answer(*self._ready(), 503)
+            return _ready_answer(*self.management.ready(), 503)
 
         def v2_ready() -> Answer:
-            return _ready_answer(*self._ready(), 400)
+            return _ready_answer(*self.management.ready(), 400)
 
-        return {
+        moved: dict[bytes, Callable[[], Answer]] = {}
+        if self.host is not None and self.host.takes_root:
+            # Relative, so that it also works behind a proxy that adds a prefix.
+            location = ((b"location", b"muelle/docs"),)
+            moved[OUR_ROOT.encode()] = lambda: Answer(307, b"text/plain", b"see docs\n", location)
+        return moved | {
             b"/live": live,
             b"/ready": ready,
             b"/v2/health/live": live,
@@ -262,11 +291,8 @@ class Server:
         }
 
     def _metrics(self) -> bytes:
-        own = render(self.management.models(), self.management.metrics(), __version__)
-        hosted = self.hosted
-        if hosted is None:
-            return own
-        return own + hosted.metrics.render(hosted.in_flight, len(hosted.pids()))
+        text = render(self.management.models(), self.management.metrics(), __version__)
+        return text if self.host is None else text + self.host.metrics.render()
 
     def _build_api(self) -> App:
         from muelle.api.app import ApiDoors, build_app
@@ -277,7 +303,7 @@ class Server:
                 models=management.models,
                 model=management.model,
                 live=management.live,
-                ready=self._ready,
+                ready=management.ready,
                 metrics=self._metrics,
                 answer=self.inference.answer,
                 server_name="muelle",

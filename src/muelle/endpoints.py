@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from muelle.core.errors import BadRequest, ErrorCode, MuelleError
-from muelle.core.request import BatchOutput, InferRequest, InferResponse
+from muelle.core.request import BatchOutput, Buffer, InferRequest, InferResponse
 from muelle.core.signature import row_bytes
 from muelle.protocols import native, v2
 from muelle.protocols.http import JSON, Answer, HttpRequest
@@ -84,10 +84,20 @@ class V2Http:
         return self._decode(request.body, int(length))
 
 
+class LocalV2(V2Http):
+    """v2 bodies from an application beside the models: errors say their code, as it wants it."""
+
+    protocol = "local"
+
+    def __init__(self, codec: v2.V2Codec) -> None:
+        super().__init__(codec)
+        self.encode_error = native.encode_error
+
+
 class PlainCodec(Protocol):
     """The plain case of a protocol: one JSON row in, one JSON answer out."""
 
-    read: Callable[[bytes], Sequence[bytes] | None] | None
+    read: Callable[[bytes], Sequence[Buffer] | None] | None
 
     def rows(self, outputs: Sequence[BatchOutput]) -> list[bytes] | None:
         """Return the body of each row's answer, None when the whole codec must do it."""
@@ -119,7 +129,7 @@ class HotJob(Job):
         endpoint: PredictEndpoint,
         connection: HttpConnection,
         body: bytes,
-        columns: Sequence[bytes],
+        columns: Sequence[Buffer],
         arrived: float,
     ) -> None:
         self.endpoint = endpoint
@@ -264,11 +274,7 @@ class PredictEndpoint:
         """Decode, queue, and answer when the batch is done. Never raises."""
         arrived = self._now()
         try:
-            self._pool.check_open()
-            wire = self._codec.decode(request)
-            wanted_ms = request.headers.get(b"timeout-ms")
-            if wanted_ms is not None:
-                _apply_timeout(wire, wanted_ms)
+            wire = self.read(request)
 
             def finish(result: InferResponse | Exception) -> None:
                 self._finish(request, wire, result, done, arrived)
@@ -285,6 +291,15 @@ class PredictEndpoint:
             self._metrics.counter(self._codec.protocol, "cancelled").add()
 
         return cancelled
+
+    def read(self, request: HttpRequest) -> InferRequest:
+        """Decode a request, if the version takes any now. Raise MuelleError."""
+        self._pool.check_open()
+        wire = self._codec.decode(request)
+        wanted_ms = request.headers.get(b"timeout-ms")
+        if wanted_ms is not None:
+            _apply_timeout(wire, wanted_ms)
+        return wire
 
     def _finish(
         self,

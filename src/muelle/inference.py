@@ -22,11 +22,12 @@ from muelle.core.errors import (
 )
 from muelle.endpoints import Cancel, HttpConnection, Reply
 from muelle.protocols import native, v2
-from muelle.protocols.http import Answer, HttpRequest
+from muelle.protocols.http import Answer, HttpRequest, StreamedAnswer
 from muelle.routing.table import RouteTable
 
 _PREDICT = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
+_GENERATE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(generate(?:_stream)?)\Z")
 
 
 class Endpoint(Protocol):
@@ -78,13 +79,15 @@ class InferenceService:
                 if "native" in served.endpoints:
                     paths[f"/{prefix}/predict".encode()] = served.endpoints["native"]
                     paths[f"/v2/{prefix}/infer".encode()] = served.endpoints["v2"]
+                    for last in ("generate", "generate_stream"):
+                        paths[f"/v2/{prefix}/{last}".encode()] = served.endpoints[last]
         return paths
 
     async def answer(self, request: HttpRequest) -> Answer:
         """Answer a prediction request that came the comfortable way. Never raises.
 
         Takes `Content-Encoding: gzip | deflate | identity`; the decompressed body has the same
-        limit as a plain one.
+        limit as a plain one. Who gets a `StreamedAnswer` calls its `leave` when its client left.
         """
         encode_error = error_encoder(request.path)
         try:
@@ -103,32 +106,55 @@ class InferenceService:
 
         cancel = endpoint.begin(whole, done)
         try:
-            return await future
+            answer = await future
         except asyncio.CancelledError:
             if cancel is not None:
                 cancel()
             raise
+        if isinstance(answer, StreamedAnswer) and cancel is not None:
+            answer.leave = cancel
+        return answer
+
+    def begin(
+        self, model: str, version: str | None, request: HttpRequest, done: Reply
+    ) -> Cancel | None:
+        """Answer a v2 body that did not come over HTTP (`local`). Never raises.
+
+        The model and version are named beside the request, whose path and query are not read.
+        """
+        try:
+            endpoint = self.endpoint("local", model, version)
+        except Exception as exc:
+            done(native.encode_error(exc, request.request_id))
+            return None
+        return endpoint.begin(request, done)
+
+    def endpoint(self, protocol: str, name: str, version: str | None) -> Endpoint:
+        """Return what answers for a model (and version) in a protocol.
+
+        Raise ModelNotFound, VersionNotFound, or Unavailable while it is not loaded.
+        """
+        served = self.table.version(name, version)
+        endpoint = served.endpoints.get(protocol)
+        if endpoint is None:
+            self.asked(name, version)
+            raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
+        return endpoint
 
     def _endpoint(self, request: HttpRequest) -> Endpoint:
-        for protocol, pattern in (("native", _PREDICT), ("v2", _INFER)):
+        for protocol, pattern in (("native", _PREDICT), ("v2", _INFER), ("", _GENERATE)):
             match = pattern.match(request.path)
             if match is None:
                 continue
             if request.method != b"POST":
                 raise MethodNotAllowed(f"{request.method.decode('latin-1')}: this path takes POST")
-            name, version = match.groups()
-            served = self.table.version(name, version)
-            endpoint = served.endpoints.get(protocol)
-            if endpoint is None:
-                self.asked(name, version)
-                raise Unavailable(f"{name}: {served.reason()}", retry_after_s=1.0)
-            return endpoint
+            return self.endpoint(protocol or match[3], match[1], match[2])
         raise RouteNotFound("no such path; see GET /models for what is served")
 
     def _decompressed(self, request: HttpRequest) -> bytes:
         encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding in (b"identity", b""):
-            return request.body
+        if encoding in (b"identity", b"") or _GENERATE.match(request.path):
+            return request.body  # generate takes no other, and says so itself.
         if encoding not in (b"gzip", b"deflate"):
             raise UnsupportedMedia(
                 f"content encoding {encoding[:40].decode('latin-1')!r}; "

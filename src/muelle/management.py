@@ -73,6 +73,8 @@ class ManagementService:
         self._locks: dict[str, asyncio.Lock] = {}
         self._started = False
         self.draining = False
+        self.also_ready: Callable[[], tuple[bool, str]] = _yes
+        """What else must be there for the server to be ready: a hosted application."""
         self.url = ""
         """Where predictions are answered, once the server listens."""
 
@@ -126,7 +128,7 @@ class ManagementService:
                 return False, f"{name}: {live.why_not()}"
             if not live.pool.serving:
                 return False, f"{name}: its worker restarts"
-        return True, ""
+        return self.also_ready()
 
     def failures(self) -> list[tuple[Artifact, str]]:
         """Return the versions that will not answer, with the reasons."""
@@ -343,6 +345,11 @@ class ManagementService:
 
     def _blocking(self, call: Callable[[], T]) -> asyncio.Future[T]:
         return self._loop.run_in_executor(None, call)
+
+
+def _yes() -> tuple[bool, str]:
+    """Nothing else is there."""
+    return True, ""
 
 
 def _unheard(status: RolloutStatus) -> None:

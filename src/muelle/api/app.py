@@ -21,14 +21,21 @@ from muelle.api import answers, page
 from muelle.api.doors import ApiDoors
 from muelle.api.errors import error_encoder, is_v2
 from muelle.api.openapi import describe
+from muelle.api.streams import PipedResponse
 from muelle.core.errors import MethodNotAllowed, MuelleError, RouteNotFound
 from muelle.core.ids import is_request_id, new_request_id
-from muelle.protocols.http import Answer, HttpRequest
+from muelle.protocols.http import Answer, HttpRequest, StreamedAnswer
 from muelle.telemetry.exposition import CONTENT_TYPE
 
 __all__ = ["ApiDoors", "build_app"]
 
 log = logging.getLogger("muelle.api")
+
+GENERATE_PATHS = tuple(
+    f"/v2/models/{{name}}{version}/{last}"
+    for version in ("", "/versions/{version}")
+    for last in ("generate", "generate_stream")
+)
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Question: TypeAlias = Callable[[Request], Answer]
@@ -60,6 +67,7 @@ def new_routes(doors: ApiDoors) -> list[Route]:
         "/models/{name}/versions/{version}/predict",
         "/v2/models/{name}/infer",
         "/v2/models/{name}/versions/{version}/infer",
+        *GENERATE_PATHS,
     ):
         routes.append(Route(path, _predicted(doors, path), methods=["POST"]))
     return routes
@@ -245,11 +253,18 @@ def _failed(path: str, error: Exception, request_id: str) -> Answer:
 
 
 def _response(answer: Answer, request_id: str) -> Response:
-    response = Response(answer.body, answer.status)
+    response: Response
+    if isinstance(answer, StreamedAnswer):
+        response = PipedResponse(answer)
+    else:
+        response = Response(answer.body, answer.status)
     raw = [(name.lower(), value) for name, value in answer.all_headers()]
     if answer.content_type:
         raw.append((b"content-type", answer.content_type))
-    if answer.status != 204:
+    if isinstance(answer, StreamedAnswer):
+        if answer.length is not None:
+            raw.append((b"content-length", b"%d" % answer.length))
+    elif answer.status != 204:
         raw.append((b"content-length", b"%d" % len(answer.body)))
     if not any(name == b"x-content-type-options" for name, _ in raw):
         raw.append((b"x-content-type-options", b"nosniff"))

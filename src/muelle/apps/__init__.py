@@ -1,1 +1,5 @@
-"""Applications (ASGI, WSGI) that are served beside the models, in processes of their own."""
+"""A user's own web application (ASGI or WSGI) in worker processes, beside the served models.
+
+`child` runs in those processes, `local` is what the application itself calls; the rest runs in the
+server. Not for models (`workers`) and not for HTTP (`transport`).
+"""

@@ -1,238 +1,191 @@
-"""The server's end of the channel to one process of an application. Not for choosing one (`pool`).
+"""The server's end of one application process: what it works on, and whether it still answers.
 
-Believes nothing of what comes: a frame that is none, an answer to nothing, or more than an answer
-may hold ends the process or the request, never the server.
+Not for when a process is started again (`pool`), and not for what predictions do (`doors`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
-from muelle.apps import messages as m
-from muelle.apps.process import AppProcess
-from muelle.core.errors import Internal, MuelleError, TooLarge
-from muelle.protocols.http import Answer, HttpRequest
-
-Reply = Callable[[Answer | MuelleError], None]
-"""Gets the answer, or why there is none. Called once."""
-
-NOT_OURS = frozenset(
-    {
-        *(b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer"),
-        *(b"content-length", b"date", b"x-request-id", b"x-content-type-options"),
-    }
+from muelle.apps.channel import Channel
+from muelle.apps.doors import Doors
+from muelle.apps.exchange import Cancel, Exchange
+from muelle.apps.frames import (
+    HEAD_BYTES,
+    Body,
+    Describe,
+    Ended,
+    Failed,
+    Forget,
+    Frame,
+    FrameReader,
+    FromApp,
+    Hello,
+    LoadFailed,
+    Ping,
+    Pong,
+    Predict,
+    Predicted,
+    Ready,
+    Start,
+    Stop,
 )
-"""Headers of an application that the connection writes itself, or that end at the next hop."""
+from muelle.core.errors import Internal
+from muelle.protocols import native
+from muelle.protocols.http import Answer
+from muelle.workers.process import WorkerProcess
+
+log = logging.getLogger("muelle.app")
+
+PING_S = 5.0
+"""How long a process may take to say that it is there, when one of its requests is late."""
+ASYNC_STUCK = 40
+"""Late requests that may still be at work in an ASGI application: as many as it has threads."""
 
 
 class Owner(Protocol):
-    """Who is told what happens to a link: the pool."""
+    """The pool, as a link sees it."""
 
-    def link_ready(self, link: AppLink, kind: str) -> None:
-        """The application is loaded."""
+    def is_ready(self, link: AppLink) -> None:
+        """The application has started."""
 
-    def link_failed(self, link: AppLink, reason: str) -> None:
+    def load_failed(self, link: AppLink, text: str) -> None:
         """It cannot be loaded."""
 
-    def link_ended(self, link: AppLink, reason: str) -> None:
-        """The process is gone, or is to be."""
-
-    def link_asked(self, link: AppLink, ask: m.Ask) -> None:
-        """The application asks a model."""
+    def has_ended(self, link: AppLink, reason: str) -> None:
+        """The channel is closed: the process has ended, or it talks nonsense."""
 
 
-class _Pending:
-    """A request that runs in the application."""
-
-    __slots__ = ("body", "done", "head", "size")
-
-    def __init__(self, done: Reply) -> None:
-        self.done = done
-        self.head: m.Start | None = None
-        self.body: list[bytes] = []
-        self.size = 0
-
-
-class AppLink(asyncio.Protocol):
-    """One process of the application. Used on the event loop's thread only."""
+class AppLink:
+    """Owned by the pool; used on the event loop's thread only."""
 
     def __init__(
         self,
-        index: int,
-        process: AppProcess,
+        process: WorkerProcess,
+        hello: Hello,
+        *,
         owner: Owner,
-        body_limit: int,
-        scheme: str = "http",
+        doors: Doors,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.index = index
         self.process = process
+        self.kind = ""
         self.ready = False
-        self.served = False
-        """Whether it has answered anything."""
-        self.awaits_pong = False
-        self.late = 0
-        """Requests that ran out of time since the last answer."""
+        self.answered = 0
+        """Requests that it has answered."""
+        self.exchanges: dict[int, Exchange] = {}
+        """By id: those whose work has not ended, though some are answered."""
+        self._late: set[int] = set()
+        self._stuck_limit = hello.threads
+        self._predictions: dict[int, Cancel] = {}
         self._owner = owner
-        self._body_limit = body_limit
-        self._scheme = scheme
-        self._frames = m.Frames(m.FromWorker)
-        self._transport: asyncio.Transport | None = None
-        self._pending: dict[int, _Pending] = {}
-        self._closed = False
+        self._doors = doors
+        self._loop = loop
+        self._ping: asyncio.TimerHandle | None = None
+        self._takes: dict[type[Frame], Callable[[object], None]] = {}
+        limit = hello.predict_limit_bytes + HEAD_BYTES
+        self._channel = Channel(process.sock, FrameReader(FromApp, limit), self._take, self._ended)
+        self._channel.send(hello)
+        self._channel.attach(loop)
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame; a process that is gone gets nothing."""
+        self._channel.send(frame)
 
     @property
     def in_flight(self) -> int:
-        """Requests that run in it."""
-        return len(self._pending)
+        """Requests that the application has not ended its work on."""
+        return len(self.exchanges)
 
-    # --- asyncio.Protocol ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The channel is open."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The process has ended, or closed its end."""
-        self._end("")
-
-    def data_received(self, data: bytes) -> None:
-        """Take what the process says."""
-        try:
-            for message in self._frames.feed(data):
-                self._take(message)
-        except m.BadFrame as exc:
-            self._end(f"it does not keep to the channel's form: {exc}")
-
-    # --- requests ---
-
-    def begin(self, number: int, request: HttpRequest, raw_path: bytes, done: Reply) -> None:
-        """Send a request; `done` is called once."""
-        self._pending[number] = _Pending(done)
-        headers = tuple(request.headers.items())
-        if b"x-request-id" not in request.headers:
-            headers = (*headers, (b"x-request-id", request.request_id.encode()))
-        self._send(
-            m.Request(
-                number,
-                request.method.decode("ascii"),
-                request.path,
-                raw_path,
-                request.query,
-                headers,
-                request.body,
-                self._scheme,
-            )
-        )
-
-    def cancel(self, number: int) -> bool:
-        """Nobody waits any more. Return whether it was still running."""
-        if self._pending.pop(number, None) is None:
-            return False
-        self._send(m.Cancelled(number))
-        return True
-
-    def answer_ask(self, number: int, answer: Answer) -> None:
-        """Send what a model answered."""
-        headers = (*answer.all_headers(), (b"content-type", answer.content_type))
-        self._send(m.Answered(number, answer.status, tuple(headers), answer.body))
-
-    def ping(self) -> None:
-        """Ask whether its loop is alive."""
-        self.awaits_pong = True
-        self._send(m.Ping())
+    def check(self, late_id: int) -> None:
+        """A request is late: see whether the process is there, and not full of such ones."""
+        self._late.add(late_id)
+        if len(self._late) >= self._stuck_limit:
+            self._give_up(f"{len(self._late)} requests did not end in time")
+        elif self._ping is None and not self._channel.ended:
+            self._channel.send(Ping())
+            self._ping = self._loop.call_later(PING_S, self._give_up, "it does not answer any more")
 
     def stop(self) -> None:
-        """Let it finish what runs and end."""
-        self._send(m.Stop())
+        """Ask the application to shut down."""
+        self.ready = False
+        self._channel.send(Stop())
 
     def close(self) -> None:
-        """Close the channel; nothing is told any more."""
-        self._closed = True
-        if self._transport is not None:
-            self._transport.abort()
+        """Let go of the channel and of everything that waits for the process."""
+        self.ready = False
+        if self._ping is not None:
+            self._ping.cancel()
+        self._channel.close()
+        for cancel in self._predictions.values():
+            cancel()
+        self._predictions.clear()
+        exchanges, self.exchanges = self.exchanges, {}
+        for exchange in exchanges.values():
+            exchange.died()
 
-    def drop(self, error: MuelleError) -> None:
-        """Settle all that runs with an error."""
-        pending, self._pending = self._pending, {}
-        for one in pending.values():
-            one.done(error)
+    # --- what the process says ---
 
-    # --- below ---
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case Start(id=id):
+                self.answered += 1
+                if id in self.exchanges:
+                    self.exchanges[id].start(frame)
+            case Body(id=id) if id in self.exchanges:
+                self.exchanges[id].body(frame)
+            case Failed(id=id) if id in self.exchanges:
+                self.exchanges[id].failed()
+            case Ended(id=id):
+                self._late.discard(id)
+                exchange = self.exchanges.pop(id, None)
+                if exchange is not None:
+                    exchange.failed()  # Nothing happens to one that is answered.
+            case Predict() | Describe():
+                self._predict(frame)
+            case Forget(id=id):
+                cancel = self._predictions.pop(id, None)
+                if cancel is not None:
+                    cancel()
+            case Pong():
+                if self._ping is not None:
+                    self._ping.cancel()
+                    self._ping = None
+            case Ready(kind=kind):
+                self.kind, self.ready = kind, True
+                if kind == "asgi":
+                    self._stuck_limit = ASYNC_STUCK
+                self._owner.is_ready(self)
+            case LoadFailed(text=text):
+                self._owner.load_failed(self, text)
 
-    def _send(self, message: m.Frame) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(m.pack(message))
+    def _predict(self, frame: Predict | Describe) -> None:
+        number = frame.id
 
-    def _end(self, reason: str) -> None:
-        if self._closed:
+        def reply(answer: Answer) -> None:
+            self._predictions.pop(number, None)
+            headers = {
+                name.decode("latin-1").lower(): value.decode("latin-1")
+                for name, value in answer.all_headers()
+            }
+            self._channel.send(Predicted(number, answer.status, headers, answer.body))
+
+        try:
+            cancel = self._doors.ask(frame, reply)
+        except Exception as exc:
+            log.exception("a prediction for the app failed")
+            reply(native.encode_error(Internal(str(exc)), ""))
             return
-        self.close()
-        self._owner.link_ended(self, reason)
+        if cancel is not None:
+            self._predictions[number] = cancel
 
-    def _take(self, message: m.Frame) -> None:
-        if isinstance(message, m.Ask):
-            self._owner.link_asked(self, message)
-        elif isinstance(message, m.Ready):
-            self.ready = True
-            self._owner.link_ready(self, message.kind)
-        elif isinstance(message, m.LoadFailed):
-            self._owner.link_failed(self, message.reason)
-        elif isinstance(message, m.Pong):
-            self.awaits_pong = False
-        elif isinstance(message, m.Start | m.Body | m.Failed):
-            self._answer(message)
+    def _ended(self, reason: str) -> None:
+        self._owner.has_ended(self, reason)
 
-    def _answer(self, message: m.Start | m.Body | m.Failed) -> None:
-        pending = self._pending.get(message.id)
-        if pending is None:
-            return  # It was cancelled; what it had sent before is still on its way.
-        if isinstance(message, m.Failed):
-            self._settle(message.id, Internal("the application failed; its log says why"))
-        elif isinstance(message, m.Start):
-            pending.head = message
-        elif pending.head is None or not 200 <= pending.head.status <= 599:
-            self._settle(message.id, Internal("the application gave no valid status"))
-        else:
-            pending.body.append(message.chunk)
-            pending.size += len(message.chunk)
-            if pending.size > self._body_limit:
-                self._send(m.Cancelled(message.id))
-                text = f"the application's answer is larger than {self._body_limit} bytes"
-                self._settle(message.id, TooLargeAnswer(text))
-            elif not message.more:
-                self._settle(message.id, _whole(pending.head, b"".join(pending.body)))
-
-    def _settle(self, number: int, result: Answer | MuelleError) -> None:
-        pending = self._pending.pop(number)
-        self.served = True
-        self.late = 0
-        pending.done(result)
-
-
-class TooLargeAnswer(TooLarge):
-    """An application's answer is over the limit: its fault, not the caller's."""
-
-    code = Internal.code
-
-
-def _whole(head: m.Start, body: bytes) -> Answer:
-    content_type = b""
-    headers = []
-    for raw, value in head.headers:
-        name = raw.lower()
-        if name == b"content-type":
-            content_type = _clean(value)
-        elif name not in NOT_OURS and _is_name(name):
-            headers.append((name, _clean(value)))
-    return Answer(head.status, content_type, body, tuple(headers))
-
-
-def _is_name(name: bytes) -> bool:
-    return bool(name) and all(33 <= c < 127 and c not in b'()<>@,;:\\"/[]?={} ' for c in name)
-
-
-def _clean(value: bytes) -> bytes:
-    """A line break in a header would let an application's caller write headers of its own."""
-    return value.replace(b"\r", b" ").replace(b"\n", b" ").replace(b"\0", b" ")
+    def _give_up(self, reason: str) -> None:
+        self._ping = None
+        self._channel.close()
+        self._owner.has_ended(self, reason)

@@ -1,274 +1,221 @@
-"""The processes of one application: start, feed, watch, restart, drain.
+"""The processes of a hosted application: start, choose, watch, start again, shut down.
 
-The restart policy decides when a dead one comes back. Every request is settled exactly once,
-whatever happens to a process. Not for which paths are the application's (`switch`).
+`RestartPolicy` decides when a dead one comes back. Not for a request's own way (`exchange`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from muelle.apps import messages as m
+from muelle.apps.doors import Doors
+from muelle.apps.frames import Hello
 from muelle.apps.link import AppLink
-from muelle.apps.metrics import AppMetrics
-from muelle.apps.process import AppProcess
-from muelle.core.errors import (
-    BadGateway,
-    DeadlineExceeded,
-    MuelleError,
-    QueueFull,
-    Unavailable,
-)
+from muelle.core.errors import ArtifactError
+from muelle.core.events import AppDied, AppReady, Listener
 from muelle.lifecycle.policy import RestartPolicy
-from muelle.protocols import native
-from muelle.protocols.http import Answer, HttpRequest
+from muelle.telemetry.apps import AppMetrics
+from muelle.workers.process import WorkerProcess
 
 log = logging.getLogger("muelle.app")
 
-PONG_S = 5.0
-"""How long a process whose request ran out of time may take to show that its loop is alive."""
-
-AskServer = Callable[[HttpRequest], Awaitable[Answer]]
-"""Answers what an application asks of a model. Never raises."""
+LAST_WORDS_S = 1.0
+"""How long a process that closed its channel may take to end by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class AppSpec:
-    """Which application to host, and how. Times in seconds."""
+class _Seat:
+    """A place for one process, and its past."""
 
-    target: str
-    workers: int = 1
-    threads: int = 8
-    """Threads of a WSGI application, per process."""
-    timeout_s: float = 60.0
-    max_concurrency: int = 100
-    """Requests that may run at a time, per process."""
-    load_timeout_s: float = 60.0
-    memory_limit_bytes: int = 0
-    body_limit_bytes: int = 1024**3
-    scheme: str = "http"
-    """What clients speak to the server: `http` or `https`."""
+    __slots__ = ("began", "index", "link", "restarts", "timer")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.link: AppLink | None = None
+        self.restarts = 0
+        self.began = 0.0
+        """When its present process was started."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Of the next start, or of the end of the time to load."""
 
 
 class AppPool:
-    """Used on the event loop's thread only."""
+    """Owned by the server; used on the event loop's thread only."""
 
     def __init__(
         self,
-        spec: AppSpec,
+        hello: Hello,
         *,
-        ask: AskServer,
+        shown: str,
+        workers: int,
+        max_concurrency: int,
+        load_timeout_s: float,
+        spawn: Callable[[], WorkerProcess],
+        doors: Doors,
+        metrics: AppMetrics,
+        listener: Listener,
         loop: asyncio.AbstractEventLoop,
-        env: Mapping[str, str],
-        died: Callable[[str, float], None] = lambda reason, after_s: None,
     ) -> None:
-        """`env` comes on top of the server's environment; `died` is told of a process's end."""
-        self.spec = spec
-        self.kind = ""
-        """`ASGI` or `WSGI`, once it is loaded."""
-        self.reason = "loading"
-        """Why it does not answer, "" when it does."""
-        self.metrics = AppMetrics()
-        self._ask = ask
+        """`shown` is the application's short name; `max_concurrency` is for each process."""
+        self._hello = hello
+        self._shown = shown
+        self._max_concurrency = max_concurrency
+        self._load_timeout_s = load_timeout_s
+        self._spawn = spawn
+        self._doors = doors
+        self._metrics = metrics
+        self._listener = listener
         self._loop = loop
-        self._env = env
-        self._died = died
         self._policy = RestartPolicy()
-        self._links: list[AppLink | None] = [None] * spec.workers
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._numbers = itertools.count(1)
-        self._first: asyncio.Future[str] = loop.create_future()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._seats = [_Seat(i) for i in range(workers)]
+        self._first: asyncio.Future[None] = loop.create_future()
+        self._reason = "it is being loaded"
         self._closing = False
+        self._reaping: set[asyncio.Task[None]] = set()
 
     # --- life ---
 
     async def start(self) -> None:
-        """Start the processes; return when one answers. Raise MuelleError when none can."""
-        for index in range(self.spec.workers):
-            self._spawn(index)
-        try:
-            async with asyncio.timeout(self.spec.load_timeout_s):
-                reason = await self._first
-        except TimeoutError:
-            reason = f"it is not loaded after {self.spec.load_timeout_s:g} s"
-        if reason:
-            await self.stop(0.0)
-            raise Unavailable(f"{self.spec.target}: {reason}")
+        """Start the processes and wait until one answers. Raise ArtifactError: it cannot load."""
+        for seat in self._seats:
+            self._start(seat)
+        await asyncio.shield(self._first)
 
     async def stop(self, timeout_s: float) -> None:
-        """Let what runs end, within the time; then end the processes."""
+        """Let every process finish what it does and shut down; kill what takes longer."""
         self._closing = True
-        for timer in self._timers.values():
-            timer.cancel()
-        links = [link for link in self._links if link is not None]
+        if not self._first.done():
+            self._first.set_result(None)
+        for seat in self._seats:
+            if seat.timer is not None:
+                seat.timer.cancel()
+        links = [seat.link for seat in self._seats if seat.link is not None]
         for link in links:
-            link.stop()
-        deadline = time.monotonic() + max(timeout_s, 1.0)
+            if link.ready:
+                link.stop()
+            else:
+                link.process.kill()  # It imports something, and hears nothing meanwhile.
+        ends = [self._loop.run_in_executor(None, _wait, link, timeout_s) for link in links]
+        if ends:
+            await asyncio.wait(ends)
         for link in links:
-            while link.process.wait(0) is None and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
-            link.drop(Unavailable("the server is shutting down"))
             link.close()
-            link.process.kill()
-            await self._loop.run_in_executor(None, link.process.wait, 5.0)
-        for task in self._tasks:
-            task.cancel()
+        for seat in self._seats:
+            seat.link = None
+        if self._reaping:
+            await asyncio.wait(self._reaping)
+        self._metrics.workers = 0
 
-    @property
-    def serving(self) -> bool:
-        """Whether a process can take a request."""
-        return any(link is not None and link.ready for link in self._links)
+    # --- what there is ---
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that run now."""
-        return sum(link.in_flight for link in self._links if link is not None)
+    def ready(self) -> tuple[bool, str]:
+        """Whether a process takes requests; else why not."""
+        if any(seat.link is not None and seat.link.ready for seat in self._seats):
+            return True, ""
+        return False, f"the app {self._shown}: {self._reason}"
 
     def pids(self) -> list[int]:
-        """Return the ids of the living processes."""
-        return [link.process.pid for link in self._links if link is not None]
+        """Return the processes that live."""
+        found = [seat.link.process.pid for seat in self._seats if seat.link is not None]
+        return [pid for pid in found if pid is not None]
 
-    # --- requests ---
+    def choose(self) -> AppLink | None:
+        """Return the process with the least to do; None: none is there, or all are full."""
+        links = [seat.link for seat in self._seats if seat.link is not None and seat.link.ready]
+        least = min(links, key=lambda link: link.in_flight, default=None)
+        return least if least is not None and least.in_flight < self._max_concurrency else None
 
-    def begin(
-        self,
-        request: HttpRequest,
-        raw_path: bytes,
-        done: Callable[[Answer], None],
-        failed: Callable[[Exception], Answer],
-    ) -> Callable[[], None]:
-        """Run a request in the process that has the least to do. Return what cancels it."""
-        began = time.monotonic()
+    # --- link.Owner ---
 
-        def finish(result: Answer | MuelleError) -> None:
-            answer = (
-                native.encode_error(result, request.request_id)
-                if isinstance(result, MuelleError)
-                else result
+    def is_ready(self, link: AppLink) -> None:
+        """The application has started in a process."""
+        seat = self._seat_of(link)
+        if seat is None:
+            return
+        if seat.timer is not None:
+            seat.timer.cancel()
+            seat.timer = None
+        self._count()
+        if not self._first.done() or seat.restarts:
+            # One line for the start, however many there are, and one for each that came back.
+            seconds = self._loop.time() - seat.began
+            workers = len(self._seats)
+            self._listener(
+                AppReady(app=self._shown, kind=link.kind, workers=workers, seconds=seconds)
             )
-            self.metrics.answered(answer.status, time.monotonic() - began)
-            done(answer)
-
-        link = self._least_busy()
-        if isinstance(link, MuelleError):
-            finish(link)
-            return lambda: None
-        number = next(self._numbers)
-        timer = self._loop.call_later(self.spec.timeout_s, self._late, link, number, finish)
-
-        def settled(result: Answer | MuelleError) -> None:
-            timer.cancel()
-            finish(result)
-
-        link.begin(number, request, raw_path, settled)
-
-        def cancel() -> None:
-            timer.cancel()
-            link.cancel(number)
-
-        return cancel
-
-    def _least_busy(self) -> AppLink | MuelleError:
-        ready = [link for link in self._links if link is not None and link.ready]
-        if not ready:
-            return Unavailable(f"{self.spec.target}: {self.reason}", retry_after_s=1.0)
-        link = min(ready, key=lambda one: one.in_flight)
-        if link.in_flight >= self.spec.max_concurrency:
-            return QueueFull(self.spec.target, self.spec.max_concurrency * self.spec.workers)
-        return link
-
-    def _late(
-        self, link: AppLink, number: int, finish: Callable[[Answer | MuelleError], None]
-    ) -> None:
-        if not link.cancel(number):
-            return
-        finish(DeadlineExceeded(f"the application took longer than {self.spec.timeout_s:g} s"))
-        link.late += 1
-        if self.kind == "WSGI" and link.late >= self.spec.threads and link in self._links:
-            # A thread cannot be taken back: as many as there are hang, and nothing came out since.
-            self.link_ended(link, "all its threads hang")
-            return
-        # One slow request is its own affair; a loop that does not turn is everybody's.
-        if not link.awaits_pong:
-            link.ping()
-            self._loop.call_later(PONG_S, self._judge, link)
-
-    def _judge(self, link: AppLink) -> None:
-        if link.awaits_pong and link in self._links:
-            self.link_ended(link, "its event loop does not turn any more")
-
-    # --- what links tell ---
-
-    def link_ready(self, link: AppLink, kind: str) -> None:
-        """A process has the application loaded."""
-        self.kind, self.reason = kind[:20], ""
         if not self._first.done():
-            self._first.set_result("")
+            self._first.set_result(None)
 
-    def link_failed(self, link: AppLink, reason: str) -> None:
-        """The application cannot be loaded: at the start that is the end of it."""
+    def load_failed(self, link: AppLink, text: str) -> None:
+        """The application cannot be loaded: final at the first start, another death later."""
         if not self._first.done():
-            self._first.set_result(reason)
-            return
-        self.link_ended(link, reason)
+            self._first.set_exception(ArtifactError(text))
+        self.has_ended(link, text)
 
-    def link_ended(self, link: AppLink, reason: str) -> None:
-        """A process is gone: settle what ran in it, and start another when it is time."""
-        if self._closing or self._links[link.index] is not link:
+    def has_ended(self, link: AppLink, reason: str) -> None:
+        """A process is gone, or must go."""
+        seat = self._seat_of(link)
+        if seat is None:
             return
+        served = link.answered > 0
+        seat.link = None
         link.close()
-        link.process.kill()
-        link.process.wait(1.0)
-        why = reason or link.process.reason()
-        self._links[link.index] = None
-        link.drop(BadGateway(f"the application's process ended ({why}) while it had this request"))
-        if not self._first.done() and not self.serving:
-            self._first.set_result(f"its process ended while it loaded: {why}")
-            return
-        decision = self._policy.died(self._loop.time(), served=link.served)
-        self.metrics.restarts.add()
-        if not self.serving:
-            self.reason = f"its process ended ({why}); it is started again"
-        log.warning(
-            "%s: process %d ended: %s; again in %.1f s",
-            self.spec.target, link.process.pid, why, decision.after_s,
-        )  # fmt: skip
-        self._died(why, decision.after_s)
-        self._timers[link.index] = self._loop.call_later(decision.after_s, self._spawn, link.index)
+        self._count()
+        task = self._loop.create_task(self._reap(seat, link, reason, served))
+        self._reaping.add(task)
+        task.add_done_callback(self._reaping.discard)
 
-    def link_asked(self, link: AppLink, ask: m.Ask) -> None:
-        """The application asks a model: the same door as for any client, without the wire."""
-        task = self._loop.create_task(self._answer(link, ask))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    # --- below ---
 
-    async def _answer(self, link: AppLink, ask: m.Ask) -> None:
-        headers = {name.lower(): value for name, value in ask.headers}
-        request = HttpRequest(
-            ask.method.encode("ascii", "replace"), ask.path, b"", headers, ask.body, ""
-        )
-        link.answer_ask(ask.id, await self._ask(request))
-
-    def _spawn(self, index: int) -> None:
+    def _start(self, seat: _Seat) -> None:
+        seat.timer = None
         if self._closing:
             return
-        process = AppProcess.spawn(
-            self.spec.target,
-            threads=self.spec.threads,
-            memory_limit_bytes=self.spec.memory_limit_bytes,
-            env=self._env,
-        )
-        link = AppLink(index, process, self, self.spec.body_limit_bytes, self.spec.scheme)
-        self._links[index] = link
-        connecting = self._loop.create_task(self._connect(link))
-        self._tasks.add(connecting)
-        connecting.add_done_callback(self._tasks.discard)
+        seat.began = self._loop.time()
+        try:
+            process = self._spawn()
+        except OSError as exc:
+            self._again(seat, f"it cannot be started: {exc.strerror}", served=False)
+            return
+        link = AppLink(process, self._hello, owner=self, doors=self._doors, loop=self._loop)
+        seat.link = link
+        text = f"it did not load within {self._load_timeout_s:g} s"
+        seat.timer = self._loop.call_later(self._load_timeout_s, self.load_failed, link, text)
 
-    async def _connect(self, link: AppLink) -> None:
-        await self._loop.create_unix_connection(lambda: link, sock=link.process.sock)
+    async def _reap(self, seat: _Seat, link: AppLink, reason: str, served: bool) -> None:
+        """Make sure that the process is gone, and learn how it went."""
+        process = link.process
+        last_words_s = 0.0 if reason else LAST_WORDS_S
+        code = await self._loop.run_in_executor(None, process.wait, last_words_s)
+        if code is None:
+            process.kill()
+            await self._loop.run_in_executor(None, process.wait, LAST_WORDS_S)
+            reason = reason or "it closed its channel"
+        if not self._closing:
+            self._again(seat, reason or process.reason(), served=served)
+
+    def _again(self, seat: _Seat, reason: str, *, served: bool) -> None:
+        self._metrics.restarts += 1
+        seat.restarts += 1
+        self._reason = reason
+        if not self._first.done():
+            self._first.set_exception(ArtifactError(f"the app {self._shown} ended: {reason}"))
+        if self._first.exception() is not None:
+            return  # It never ran: who started the server is told, and decides.
+        restart = self._policy.died(self._loop.time(), served=served)
+        self._listener(AppDied(worker=seat.index, reason=reason, restart_in_s=restart.after_s))
+        seat.timer = self._loop.call_later(restart.after_s, self._start, seat)
+
+    def _seat_of(self, link: AppLink) -> _Seat | None:
+        return next((seat for seat in self._seats if seat.link is link), None)
+
+    def _count(self) -> None:
+        links = [seat.link for seat in self._seats]
+        self._metrics.workers = sum(link is not None and link.ready for link in links)
+
+
+def _wait(link: AppLink, timeout_s: float) -> None:
+    """Wait for a process to end; kill it when it does not. Blocking: not on the loop's thread."""
+    if link.process.wait(timeout_s) is None:
+        link.process.kill()
+        link.process.wait(LAST_WORDS_S)

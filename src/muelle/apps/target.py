@@ -1,16 +1,19 @@
-"""How an application is named: `app.py:app`, `shop.main:create_app()`. Pure; imports nothing."""
+"""How an application is named: `app.py:app`, `shop.main:create_app()`. Pure; imports nothing.
+
+Not for importing it: that happens in the application's own process (`apps.loading`).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from muelle.core.errors import ConfigError
 
 _TARGET = re.compile(
-    r"(?P<module>(?:[^:=]*/)?[A-Za-z0-9_.-]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)"
-    r":(?P<name>[A-Za-z_]\w*)(?P<call>\(\))?\Z"
+    r"(?P<module>[^=\0]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)(?P<call>\(\))?\Z"
 )
 
 
@@ -22,7 +25,7 @@ class AppTarget:
     """`dir/app.py` or `shop.main`."""
     name: str
     is_factory: bool = False
-    """Whether the object is called to make the application."""
+    """Whether the object is called, without arguments, to make the application."""
 
     @classmethod
     def parse(cls, text: str) -> AppTarget:
@@ -40,18 +43,29 @@ class AppTarget:
         """Whether the module is a file."""
         return self.module.endswith(".py")
 
+    @property
+    def short(self) -> str:
+        """What people are shown: without folders."""
+        where = PurePath(self.module).name if self.is_file else self.module
+        return f"{where}:{self.name}{'()' if self.is_factory else ''}"
+
     def __str__(self) -> str:
         return f"{self.module}:{self.name}{'()' if self.is_factory else ''}"
 
 
 def is_app(text: str) -> bool:
-    """Whether an argument of `serve` names an application, not a model."""
-    return "=" not in text and _TARGET.match(text) is not None
+    """Whether an argument names an application, not a model."""
+    return _TARGET.match(text) is not None
 
 
-def split_app(arguments: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the application among the arguments ("" for none) and the rest. Raise ConfigError."""
-    apps = [text for text in arguments if is_app(text)]
+def split_app(
+    arguments: Sequence[str], is_path: Callable[[str], bool] = lambda text: False
+) -> tuple[str, tuple[str, ...]]:
+    """Return the application among the arguments ("" for none) and the rest. Raise ConfigError.
+
+    An argument that is the path of something real is none, whatever it looks like.
+    """
+    apps = [text for text in arguments if is_app(text) and not is_path(text)]
     if len(apps) > 1:
         raise ConfigError(f"{apps[0]} and {apps[1]}: one application at a time")
-    return apps[0] if apps else "", tuple(text for text in arguments if not is_app(text))
+    return apps[0] if apps else "", tuple(text for text in arguments if text not in apps)

@@ -15,6 +15,8 @@ import orjson
 from muelle import __version__
 from muelle.cli.context import rich_table
 from muelle.core.events import (
+    AppDied,
+    AppReady,
     Draining,
     Event,
     Listening,
@@ -62,6 +64,8 @@ class ServeScreen:
             Draining: self._on_draining,
             TrafficMoved: self._on_moved,
             VersionUnloaded: self._on_unloaded,
+            AppReady: self._on_app_ready,
+            AppDied: self._on_app_died,
         }
 
     def __enter__(self) -> ServeScreen:
@@ -150,6 +154,27 @@ class ServeScreen:
         )
         self._line(text)
 
+    def _on_app_ready(self, event: AppReady) -> None:
+        self._line(
+            self._texts(
+                "serve.app_ready",
+                app=event.app,
+                kind=event.kind.upper(),
+                workers=event.workers,
+                seconds=f"{event.seconds:.2f}",
+            )
+        )
+
+    def _on_app_died(self, event: AppDied) -> None:
+        self._warn(
+            self._texts(
+                "serve.app_died",
+                worker=event.worker,
+                reason=event.reason,
+                seconds=f"{event.restart_in_s:.1f}",
+            )
+        )
+
     def _on_listening(self, event: Listening) -> None:
         self._spin("")
         self._listens = True
@@ -164,7 +189,8 @@ class ServeScreen:
         if len(event.models) > MAX_SHOWN:
             more = len(event.models) - MAX_SHOWN
             self._line(self._texts("serve.more", count=more, url=f"{url}/models"))
-        docs = f"{url}/muelle/docs" if event.app else f"{url}/docs"
+        # An app has its own pages there; ours have moved.
+        docs = f"{url}/muelle/docs" if event.moved else f"{url}/docs"
         self._line(self._texts("serve.docs", url=docs))
         for model in event.models[:MAX_SHOWN]:
             line = self._curl(url, model)

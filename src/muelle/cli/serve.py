@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,9 +24,10 @@ def command(texts: Texts) -> click.Command:
 
 def run(cli: Cli, models: tuple[str, ...], config: str | None, **flags: Any) -> int:
     """Serve until a signal ends it; return the server's exit code."""
+    # Naming code here is the decision to run it: an app asks for no --trust.
     from muelle.apps.target import split_app
 
-    app, models = split_app(models)
+    app, models = split_app(models, os.path.exists)
     if app:
         flags["app.target"] = app
     settings, _ = read_settings(cli, models, config, **flags)

@@ -1,33 +1,134 @@
-"""`muelle.model("fraud")`: ask a model from inside an application.
+"""A served model as an object: `predict(rows)`, whichever way leads to its server.
 
-In an application that Muelle hosts, over the channel to the server: no HTTP, and its requests share
-batches with all others. Elsewhere (plain uvicorn, tests) over HTTP, at MUELLE_URL.
+The ways are askers: over HTTP (`OverHttp`), over the event loop of a host in this process
+(`OverLoop`), over the channel of a hosted application (`apps.local`). Not for management:
+`Client` does that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import functools
+import threading
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from muelle.client import calls
-from muelle.client.aio import AsyncClient
 from muelle.client.calls import Call, Prediction, Reply, error_of, signature_of
 from muelle.client.sync import Client
 from muelle.client.tensors import encode_request, to_arrays
-from muelle.core.errors import ConfigError, DeadlineExceeded
+from muelle.core.errors import BadRequest, ConfigError, DeadlineExceeded
 from muelle.core.signature import Signature
 
 TIMEOUT_S = 35.0
 """A little more than the server's own limit, which says more when it is over."""
 
 
+class Asker(Protocol):
+    """A way to one model. Errors are those of `muelle.Client`."""
+
+    def predict(
+        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
+    ) -> Prediction:
+        """Ask, and wait for the answer."""
+
+    async def predict_async(
+        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
+    ) -> Prediction:
+        """The same without holding up the event loop."""
+
+    def signature(self, version: str | None) -> Signature:
+        """Return what the model takes and gives."""
+
+
+class ServedModel:
+    """One model that is served. May be made once and used by many threads and tasks."""
+
+    def __init__(self, name: str, version: str | None, asker: Asker) -> None:
+        self.name = name
+        self.version = version
+        """The version that is asked, None for whichever the server's route chooses."""
+        self._asker = asker
+
+    def __repr__(self) -> str:
+        version = f", version={self.version!r}" if self.version is not None else ""
+        return f"muelle.model({self.name!r}{version})"
+
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives. Raise ModelNotFound, Unavailable, …"""
+        return self._asker.signature(self.version)
+
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        version: str | int | None = None,
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Prediction:
+        """Ask and wait. `inputs`: a dict of arrays or lists, records, a DataFrame, or rows.
+
+        For plain functions and threads; a coroutine awaits `predict_async`, so that others go on.
+        Raise BadRequest (the inputs do not fit), ModelNotFound, Unavailable, DeadlineExceeded,
+        ModelFailed, …
+        """
+        return self._asker.predict(inputs, self._which(version), outputs, timeout_s)
+
+    async def predict_async(
+        self,
+        inputs: Any,
+        *,
+        version: str | int | None = None,
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Prediction:
+        """Ask as `predict` does, while other requests go on."""
+        return await self._asker.predict_async(inputs, self._which(version), outputs, timeout_s)
+
+    def _which(self, version: str | int | None) -> str | None:
+        return self.version if version is None else str(version)
+
+
+class OverHttp:
+    """Asks a running server. One client for each thread."""
+
+    def __init__(self, name: str, url: str) -> None:
+        """`url` "" takes the client's default."""
+        self._name = name
+        self._url = url
+        self._kept = threading.local()
+
+    def predict(
+        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
+    ) -> Prediction:
+        """Ask, and wait for the answer."""
+        return self._client().predict(
+            self._name, inputs, version=version, outputs=outputs, timeout_s=timeout_s
+        )
+
+    async def predict_async(
+        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
+    ) -> Prediction:
+        """The same in a thread: an async client belongs to one event loop, and tests have many."""
+        call = functools.partial(self.predict, inputs, version, outputs, timeout_s)
+        return await asyncio.to_thread(call)
+
+    def signature(self, version: str | None) -> Signature:
+        """Return what the model takes and gives."""
+        return self._client().signature(self._name, version=version)
+
+    def _client(self) -> Client:
+        client: Client | None = getattr(self._kept, "client", None)
+        if client is None:
+            client = self._kept.client = Client(self._url)
+        return client
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An answer as it came over the channel."""
+    """An answer as it came over a host's loop."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -35,117 +136,82 @@ class Asked:
 
 
 class Channel(Protocol):
-    """The way to the server of the process that this runs in."""
+    """A host in this process, whose loop answers."""
 
     loop: asyncio.AbstractEventLoop
 
     async def ask(
         self, method: str, path: str, headers: tuple[tuple[bytes, bytes], ...], body: bytes
     ) -> Asked:
-        """Ask the server; on the loop's thread."""
+        """Ask it; on the loop's thread."""
 
 
-CHANNEL: ContextVar[Channel | None] = ContextVar("muelle-channel", default=None)
-"""Set by the process that hosts an application, before it is imported. A context variable, not a
-global: whoever has no channel finds none, and asks over HTTP."""
+class OverLoop:
+    """Asks a host that runs in this process, on its own event loop."""
 
-
-class ServedModel:
-    """One model that is served. May be made once and used by many threads and tasks."""
-
-    def __init__(self, name: str, version: str | None, channel: Channel | None, url: str) -> None:
-        self.name = name
-        self.version = version
+    def __init__(self, name: str, channel: Channel) -> None:
+        self._name = name
         self._channel = channel
-        self._url = url
-        self._signature: Signature | None = None
-        self._client: Client | None = None
-
-    def __repr__(self) -> str:
-        version = f", version={self.version!r}" if self.version is not None else ""
-        return f"muelle.model({self.name!r}{version})"
+        self._signatures: dict[str | None, Signature] = {}
 
     def predict(
-        self, inputs: Any, *, outputs: Sequence[str] = (), timeout_s: float | None = None
+        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
     ) -> Prediction:
-        """Ask and wait. `inputs` as for `Client.predict`: rows, a dict of arrays, records, a frame.
-
-        Not inside a coroutine: there it would hold up the loop that has to answer it. Raise what
-        `Client.predict` raises.
-        """
-        channel = self._channel
-        if channel is None:
-            return self._http().predict(
-                self.name, inputs, version=self.version, outputs=outputs, timeout_s=timeout_s
-            )
-        if _on_loop(channel.loop):
-            raise ConfigError(
-                f"muelle.model({self.name!r}).predict is called inside a coroutine, where it would "
-                "wait for itself; write: await model.predict_async(rows)"
-            )
-        future = asyncio.run_coroutine_threadsafe(
-            self._ask(channel, inputs, outputs, timeout_s), channel.loop
-        )
-        return future.result()
-
-    async def predict_async(
-        self, inputs: Any, *, outputs: Sequence[str] = (), timeout_s: float | None = None
-    ) -> Prediction:
-        """Ask; the loop goes on meanwhile."""
-        if self._channel is not None:
-            return await self._ask(self._channel, inputs, outputs, timeout_s)
-        async with AsyncClient(self._url) as client:
-            return await client.predict(
-                self.name, inputs, version=self.version, outputs=outputs, timeout_s=timeout_s
-            )
-
-    async def _ask(
-        self, channel: Channel, inputs: Any, outputs: Sequence[str], timeout_s: float | None
-    ) -> Prediction:
-        signature = await self._signature_of(channel)
-        body, headers = encode_request(to_arrays(inputs, signature), signature, outputs)
-        call = calls.predict(self.name, self.version, body, headers, timeout_s)
-        found: Prediction = await _run(channel, call, timeout_s)
+        """Ask, and wait. Raise ConfigError on the loop itself: it would wait for its own turn."""
+        found: Prediction = self._waited(self.predict_async(inputs, version, outputs, timeout_s))
         return found
 
-    async def _signature_of(self, channel: Channel) -> Signature:
-        if self._signature is None:
-            status = await _run(channel, calls.model(self.name, managed=False), None)
-            self._signature = signature_of(status, self.version)
-        return self._signature
+    async def predict_async(
+        self, inputs: Any, version: str | None, outputs: Sequence[str], timeout_s: float | None
+    ) -> Prediction:
+        """The same in a coroutine of that loop."""
+        signature = await self._signature(version)
+        body, headers = encode_request(to_arrays(inputs, signature), signature, outputs)
+        call = calls.predict(self._name, version, body, headers, timeout_s)
+        try:
+            found: Prediction = await self._run(call, timeout_s)
+        except BadRequest:
+            # Another version may answer by now, with other inputs: ask for them anew next time.
+            self._signatures.pop(version, None)
+            raise
+        return found
 
-    def _http(self) -> Client:
-        if self._client is None:
-            self._client = Client(self._url)
-        return self._client
+    def signature(self, version: str | None) -> Signature:
+        """Return what the model takes and gives."""
+        found: Signature = self._waited(self._signature(version))
+        return found
 
+    def _waited(self, asking: Any) -> Any:
+        if _on_loop(self._channel.loop):
+            asking.close()
+            raise ConfigError(
+                f"muelle.model({self._name!r}).predict is called inside a coroutine, where it "
+                "would wait for itself; write: await model.predict_async(rows)"
+            )
+        return asyncio.run_coroutine_threadsafe(asking, self._channel.loop).result()
 
-def model(name: str, version: str | int | None = None) -> ServedModel:
-    """Return a model of the server that hosts this application, to predict with.
+    async def _signature(self, version: str | None) -> Signature:
+        if version not in self._signatures:
+            status = await self._run(calls.model(self._name, managed=False), None)
+            self._signatures[version] = signature_of(status, version)
+        return self._signatures[version]
 
-    `version` pins one; without it the route decides. Outside a hosted application the server at
-    MUELLE_URL is asked (the one on this machine by default). Nothing is asked before `predict`.
-    """
-    number = None if version is None else str(version)
-    return ServedModel(name, number, CHANNEL.get(), os.environ.get("MUELLE_URL", ""))
-
-
-async def _run(channel: Channel, call: Call[Any], timeout_s: float | None) -> Any:
-    headers = tuple((k.encode(), v.encode()) for k, v in call.headers.items())
-    limit = TIMEOUT_S if timeout_s is None else timeout_s + 1.0
-    try:
-        async with asyncio.timeout(limit):
-            asked = await channel.ask(call.method, call.path, headers, call.body or b"")
-    except TimeoutError:
-        raise DeadlineExceeded(f"no answer within {limit:g} s") from None
-    reply = Reply(
-        asked.status,
-        {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in asked.headers},
-        asked.body,
-    )
-    if reply.status >= 400:
-        raise error_of(reply)
-    return call.read(reply)
+    async def _run(self, call: Call[Any], timeout_s: float | None) -> Any:
+        headers = tuple((k.encode(), v.encode()) for k, v in call.headers.items())
+        limit = TIMEOUT_S if timeout_s is None else timeout_s + 1.0
+        try:
+            async with asyncio.timeout(limit):
+                asked = await self._channel.ask(call.method, call.path, headers, call.body or b"")
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {limit:g} s") from None
+        reply = Reply(
+            asked.status,
+            {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in asked.headers},
+            asked.body,
+        )
+        if reply.status >= 400:
+            raise error_of(reply)
+        return call.read(reply)
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:

@@ -22,6 +22,7 @@ ALIASES = {
     "host": "listen.host",
     "port": "listen.port",
     "unix_socket": "listen.unix_socket",
+    "grpc_port": "listen.grpc_port",
     "tls_cert": "listen.tls_cert",
     "tls_key": "listen.tls_key",
     "max_batch_size": "batching.max_batch_size",
@@ -46,6 +47,7 @@ ALIASES = {
     "admin_socket": "admin.socket",
     "admin_listen": "admin.listen",
     "admin_token_file": "admin.token_file",
+    "app_path": "app.path",
 }
 """Short name of a nested setting, for the option, the variable and the top of the TOML file."""
 

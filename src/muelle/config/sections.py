@@ -22,6 +22,9 @@ class ListenConfig(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     unix_socket: str = ""
     """Path of a Unix socket to listen on, in place of host and port."""
+    grpc_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """One more port, for gRPC clients that expect one of their own; 0 for none. (The port speaks
+    HTTP as well, as the other one speaks gRPC.)"""
     tls_cert: str = ""
     """File with the server's certificate and those that it was issued by (PEM); "" for no TLS."""
     tls_key: str = ""
@@ -111,20 +114,30 @@ class AdminConfig(Section, frozen=True):
 
 
 class AppConfig(Section, frozen=True):
-    """An application that is served beside the models, in processes of its own."""
+    """A web application of the user's beside the models."""
 
     target: str = ""
-    """`FILE.py:NAME` or `package.module:NAME`, empty for none; `NAME()` is called to make it."""
+    """`FILE.py:NAME` or `package.module:NAME`, with `()` behind a factory; empty for none."""
     workers: PositiveInt = 1
     """Processes of the application."""
     threads: PositiveInt = 8
-    """Threads of a WSGI application (Flask), per process."""
+    """Threads of a WSGI application, in each process."""
     timeout_s: Seconds = 60.0
-    """How long one of its requests may take."""
+    """Until an answer begins; a body that is streamed may take longer."""
     concurrency: PositiveInt = 100
-    """Requests that may run at a time, per process."""
+    """Requests that one process works on at a time; more get 503."""
     memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
     """Private memory of one process, 0 for no limit."""
+    path: str = "/"
+    """The folder of paths that is the application's."""
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        folders = self.path == "/" or all(part.strip(".") for part in parts[1:])
+        if parts[0] or len(parts) < 2 or not folders:
+            raise ValueError(f"path {self.path!r} is not like / or /shop")
+        if parts[1] in ("v2", "models", "muelle"):
+            raise ValueError(f"path {self.path!r}: /{parts[1]} is the server's own")
 
 
 class SecurityConfig(Section, frozen=True):

@@ -19,11 +19,14 @@ from muelle.core.events import Listener
 from muelle.core.records import VersionRecord
 from muelle.core.signature import Signature, made_up_example
 from muelle.core.status import VersionState, VersionStatus
-from muelle.endpoints import Codec, NativeHttp, PlainCodec, PredictEndpoint, V2Http
+from muelle.endpoints import Codec, LocalV2, NativeHttp, PlainCodec, PredictEndpoint, V2Http
+from muelle.generate import GenerateEndpoint, GenerateHttp, GenerateStreamHttp
 from muelle.lifecycle.compare import compare_answers
 from muelle.protocols.native import NativeCodec
 from muelle.protocols.native_plain import NativePlain
 from muelle.protocols.v2 import V2Codec
+from muelle.protocols.v2_generate import GenerateCodec
+from muelle.protocols.v2_grpc import GrpcCodec, GrpcPlain, GrpcStreamCodec
 from muelle.protocols.v2_plain import V2Plain
 from muelle.telemetry.metrics import VersionMetrics
 from muelle.workers.messages import Loaded
@@ -224,22 +227,32 @@ class LiveVersion:
             "max_batch_size": config.batching.max_batch_size,
         }
         name, number, depth = artifact.model, artifact.version, config.limits.json_depth
+        v2_codec = V2Codec(name, number, signature, **common)
         codecs: tuple[tuple[Codec, PlainCodec | None], ...] = (
             (
                 NativeHttp(NativeCodec(name, number, signature, **common)),
                 NativePlain(name, number, signature),
             ),
             (
-                V2Http(V2Codec(name, number, signature, **common)),
+                V2Http(v2_codec),
                 V2Plain(name, number, signature, depth),
             ),
+            (LocalV2(v2_codec), None),
         )
+        decoupled = pool.settings is not None and pool.settings.decoupled
+        grpc = GrpcCodec(name, number, signature)
+        generate = GenerateCodec(v2_codec, json_nan=config.json_nan, json_depth=depth)
+        named: tuple[tuple[str, Codec, PlainCodec | None], ...] = (
+            *((codec.protocol, codec, plain) for codec, plain in codecs),
+            ("v2_grpc", grpc, GrpcPlain(grpc)),
+            ("v2_stream", GrpcStreamCodec(name, number, signature, decoupled=decoupled), None),
+        )
+        rest = (pool, self.metrics, time.monotonic, self.digest)
         return MappingProxyType(
-            {
-                codec.protocol: PredictEndpoint(
-                    codec, plain, pool, self.metrics, time.monotonic, self.digest
-                )
-                for codec, plain in codecs
+            {key: PredictEndpoint(codec, plain, *rest) for key, codec, plain in named}
+            | {
+                codec.protocol: GenerateEndpoint(codec, *rest)
+                for codec in (GenerateHttp(generate), GenerateStreamHttp(generate))
             }
         )
 

@@ -53,6 +53,8 @@ class Listening(Event, tag=True, frozen=True):
 
     url: str
     models: tuple[ModelStatus, ...]
+    moved: bool = False
+    """Whether a hosted application has taken `/`, and our own pages are below `/muelle/`."""
     app: str = ""
     """The application that is hosted, `ASGI app.py:app`; "" for none."""
 
@@ -73,6 +75,24 @@ class VersionUnloaded(Event, tag=True, frozen=True):
     model: str
     version: str
     reason: str
+
+
+class AppReady(Event, tag=True, frozen=True):
+    """The hosted application answers. `kind` is asgi or wsgi."""
+
+    app: str
+    """Its short name: `app.py:app`."""
+    kind: str
+    workers: int
+    seconds: float
+
+
+class AppDied(Event, tag=True, frozen=True):
+    """A process of the hosted application ended unasked; it is started again."""
+
+    worker: int
+    reason: str
+    restart_in_s: float
 
 
 class Draining(Event, tag=True, frozen=True):

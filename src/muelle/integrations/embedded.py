@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from muelle import __version__
 from muelle.api.doors import ApiDoors
 from muelle.app_sources import new_source
-from muelle.client.local import Asked, ServedModel
+from muelle.client.local import Asked, OverLoop, ServedModel
 from muelle.config.merge import resolve
 from muelle.config.sections import ServeConfig
 from muelle.core.errors import ArtifactError, MuelleError
@@ -102,7 +102,7 @@ class Embedded:
 
     def model(self, name: str, version: str | int | None = None) -> ServedModel:
         """Return one model, for the host's own endpoints: `await model.predict_async(rows)`."""
-        return ServedModel(name, None if version is None else str(version), self, "")
+        return ServedModel(name, None if version is None else str(version), OverLoop(name, self))
 
     # --- client.local.Channel ---
 

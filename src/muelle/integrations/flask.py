@@ -12,17 +12,19 @@ import asyncio
 import atexit
 import os
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from flask import Blueprint, Response, request
 
 from muelle.api.app import build_app
+from muelle.api.streams import Pipe
 from muelle.client.local import ServedModel
 from muelle.core.errors import Internal
 from muelle.core.ids import is_request_id, new_request_id
 from muelle.integrations.embedded import Embedded, settings_of
 from muelle.protocols import native
-from muelle.protocols.http import Answer, HttpRequest
+from muelle.protocols.http import Answer, HttpRequest, StreamedAnswer
 from muelle.transport.asgi import AsgiHost
 
 METHODS = ("GET", "POST", "HEAD", "OPTIONS")
@@ -89,14 +91,18 @@ class MuelleBlueprint(Blueprint):
             request.get_data(),
             given if is_request_id(given) else new_request_id(),
         )
-        answer = asyncio.run_coroutine_threadsafe(self._answer(asked), self._loop).result()
+        answer, pipe, leave = asyncio.run_coroutine_threadsafe(
+            self._answer(asked), self._loop
+        ).result()
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.all_headers()]
         headers.append(("x-request-id", asked.request_id))
         headers.append(("x-content-type-options", "nosniff"))
         kind = answer.content_type.decode("latin-1") or None
-        return Response(answer.body, answer.status, headers, content_type=kind)
+        body = _pieces(pipe, leave, self._loop) if pipe is not None else answer.body
+        return Response(body, answer.status, headers, content_type=kind)
 
-    async def _answer(self, asked: HttpRequest) -> Answer:
+    async def _answer(self, asked: HttpRequest) -> tuple[Answer, Pipe | None, Callable[[], None]]:
+        """Return an answer, its body where that is a stream, and what ends the stream early."""
         assert self._host is not None
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
@@ -104,8 +110,29 @@ class MuelleBlueprint(Blueprint):
         def failed(exc: Exception) -> Answer:
             return native.encode_error(Internal("internal error"), asked.request_id)
 
-        self._host.begin(asked, asked.path.encode(), future.set_result, failed)
-        return await future
+        leave = self._host.begin(asked, asked.path.encode(), future.set_result, failed)
+        answer = await future
+        pipe = None
+        if isinstance(answer, StreamedAnswer):
+            pipe = Pipe()
+            answer.begin(pipe)
+        return answer, pipe, leave
+
+
+def _pieces(
+    pipe: Pipe, leave: Callable[[], None], loop: asyncio.AbstractEventLoop
+) -> Iterator[bytes]:
+    """Bring the pieces of a stream from the loop to the thread of the request."""
+    pieces = aiter(pipe)
+    try:
+        while piece := asyncio.run_coroutine_threadsafe(_next(pieces), loop).result():
+            yield piece
+    finally:
+        loop.call_soon_threadsafe(leave)
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    return await anext(pieces, b"")
 
 
 def blueprint(*models: str, name: str = "muelle", **settings: Any) -> MuelleBlueprint:

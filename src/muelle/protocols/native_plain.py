@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from muelle.core.errors import ModelFailed
-from muelle.core.request import BatchOutput
+from muelle.core.request import BatchOutput, Buffer
 from muelle.core.signature import Signature
 from muelle.core.tensor import DATATYPES, packer
 from muelle.protocols.native_answers import dressing, object_text
@@ -43,7 +43,7 @@ class NativePlain:
     """Made once per model version whose rows all have the same size."""
 
     def __init__(self, model: str, version: str, signature: Signature) -> None:
-        self.read: Callable[[bytes], Sequence[bytes] | None] | None = None
+        self.read: Callable[[bytes], Sequence[Buffer] | None] | None = None
         """Body -> the columns of its one row in memory layout; None: not plain (or wrong)."""
         if signature.has_rows and "instances" not in signature.column_names:
             self.read = _reader(signature)

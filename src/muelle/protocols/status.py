@@ -36,6 +36,36 @@ HTTP_STATUS: MappingProxyType[E, int] = MappingProxyType(
 )
 """The native protocol."""
 
+GRPC_STATUS: MappingProxyType[E, int] = MappingProxyType(
+    {
+        E.BAD_REQUEST: 3,
+        E.UNPROCESSABLE: 3,
+        E.MODEL_NOT_FOUND: 3,
+        E.VERSION_NOT_FOUND: 5,
+        E.ROUTE_NOT_FOUND: 12,
+        E.UNAUTHENTICATED: 16,
+        E.FORBIDDEN: 7,
+        E.METHOD_NOT_ALLOWED: 12,
+        E.REQUEST_TIMEOUT: 4,
+        E.LENGTH_REQUIRED: 3,
+        E.TOO_LARGE: 8,
+        E.UNSUPPORTED_MEDIA: 3,
+        E.HEADERS_TOO_LARGE: 8,
+        E.HTTP_VERSION: 12,
+        E.NOT_ACCEPTABLE: 3,
+        E.OVERLOADED: 14,
+        E.UNAVAILABLE: 14,
+        E.DEADLINE: 4,
+        E.CANCELLED: 1,
+        E.MODEL_FAILED: 13,
+        E.UNSUPPORTED: 12,
+        E.CONFLICT: 9,
+        E.BAD_GATEWAY: 14,
+        E.INTERNAL: 13,
+    }
+)
+"""gRPC status codes by number, as Triton answers: a model in no repository is INVALID_ARGUMENT."""
+
 V2_STATUS: MappingProxyType[E, int] = MappingProxyType(
     {
         **HTTP_STATUS,

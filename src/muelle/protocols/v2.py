@@ -34,6 +34,7 @@ from muelle.protocols.v2_outputs import (
 from muelle.protocols.v2_wire import (
     BODY_FAULTS,
     PlainOutput,
+    WireInput,
     WireOutput,
     plain_decoder,
     read_body,
@@ -136,6 +137,13 @@ class V2Codec:
         wire = read_body(text, self._json_depth)
         found = read_inputs(self.signature, self._plans_by_name, wire.inputs, binary)
         return self._request(found, wire.id or "", wire.parameters, wire.outputs)
+
+    def request_of(
+        self, wires: Sequence[WireInput], id: str, parameters: Mapping[str, Any]
+    ) -> V2Request:
+        """Return a request whose body another codec has taken apart. Raise BadRequest."""
+        found = read_inputs(self.signature, self._plans_by_name, wires, memoryview(b""))
+        return self._request(found, id, parameters, None)
 
     def _request(
         self,

@@ -171,6 +171,26 @@ def read_inputs(
     return _in_order(signature, tuple(plans.values()), found)
 
 
+def read_tensors(
+    signature: Signature,
+    plans: Mapping[str, InputPlan],
+    given: Sequence[tuple[WireInput, Buffer]],
+) -> tuple[list[Tensor], int]:
+    """Read inputs whose elements are in memory layout already. Raise BadRequest."""
+    found: dict[str, Tensor] = {}
+    for wire, data in given:
+        plan = plans.get(wire.name)
+        if plan is None:
+            known = ", ".join(plans) or "none"
+            raise _bad(wire.name, f"the model has no input of that name, only {known}")
+        if wire.name in found:
+            raise _bad(wire.name, "is given twice")
+        count = _checked_count(plan, wire)
+        _check_binary(plan, memoryview(data), count)
+        found[wire.name] = Tensor(plan.name, plan.datatype, wire.shape, data, "", len(data))
+    return _in_order(signature, tuple(plans.values()), found)
+
+
 def raw_input(signature: Signature, plans: Sequence[InputPlan], body: bytes) -> Tensor:
     """Read a body that is the bytes of the only input ("Raw Binary Request").
 

@@ -60,6 +60,10 @@ class V2Request(InferRequest):
         self.outputs = [form.name for form in forms] if forms else ()
         self.parameters = parameters
         self.timeout_s = timeout_s
+        self.priority = 0
+        self.queue_timeout_us = 0
+        self.sequence = None
+        self.streams = False
         self.forms = forms
         self.binary = binary
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from muelle.core.request import BatchOutput
+from muelle.core.request import BatchOutput, Buffer
 from muelle.core.signature import Signature
 from muelle.core.tensor import DATATYPES, element_count, packer
 from muelle.protocols.v2_wire import BODY_FAULTS, plain_decoder
@@ -25,7 +25,7 @@ class V2Plain:
 
     def __init__(self, model: str, version: str, signature: Signature, json_depth: int) -> None:
         decoder = plain_decoder(signature, json_depth, nested=False)
-        self.read: Callable[[bytes], Sequence[bytes] | None] | None = None
+        self.read: Callable[[bytes], Sequence[Buffer] | None] | None = None
         """Body -> the columns of its one row in memory layout; None: not plain (or wrong)."""
         fits = all(
             DATATYPES[s.datatype].code and s.datatype != "BOOL" and -1 not in s.row_shape

@@ -69,7 +69,7 @@ def render(
     process: ProcessFacts | None = None,
 ) -> bytes:
     """Return the whole text. `process` None: ask the kernel."""
-    text = _Text()
+    text = Text()
     _build(text, server_version)
     _requests(text, tuple(metrics))
     _versions(text, [(model, version) for model in models for version in model.versions])
@@ -77,7 +77,7 @@ def render(
     return text.encode()
 
 
-class _Text:
+class Text:
     """Lines under way; each family is opened once, with its help and type."""
 
     def __init__(self) -> None:
@@ -113,12 +113,12 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
-def _build(text: _Text, server_version: str) -> None:
+def _build(text: Text, server_version: str) -> None:
     text.family("muelle_build_info", "gauge", "Version of the server.")
     text.sample((("version", server_version),), 1)
 
 
-def _requests(text: _Text, metrics: Sequence[VersionMetrics]) -> None:
+def _requests(text: Text, metrics: Sequence[VersionMetrics]) -> None:
     text.family("muelle_requests_total", "counter", "Prediction requests by outcome.")
     for one in metrics:
         for protocol, outcome, value in one.requests():
@@ -147,7 +147,7 @@ def _of(one: VersionMetrics) -> Labels:
     return (("model", one.model), ("version", one.version))
 
 
-def _versions(text: _Text, served: Sequence[tuple[ModelStatus, VersionStatus]]) -> None:
+def _versions(text: Text, served: Sequence[tuple[ModelStatus, VersionStatus]]) -> None:
     rows = [((("model", m.name), ("version", v.version)), m, v) for m, v in served]
     text.family("muelle_model_info", "gauge", "What is served; the value is always 1.")
     for labels, model, version in rows:
@@ -185,7 +185,7 @@ def _versions(text: _Text, served: Sequence[tuple[ModelStatus, VersionStatus]]) 
             text.sample((*labels, ("worker", str(worker.index))), worker.rss_bytes)
 
 
-def _process(text: _Text, process: ProcessFacts) -> None:
+def _process(text: Text, process: ProcessFacts) -> None:
     for name, kind, value, what in (
         ("cpu_seconds_total", "counter", process.cpu_s, "User and system CPU time spent."),
         ("resident_memory_bytes", "gauge", process.resident_bytes, "Resident memory."),

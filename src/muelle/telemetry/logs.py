@@ -2,7 +2,8 @@
 
 What a log line quotes may come from a stranger: control characters are escaped, so that one record
 stays one line, values are cut, and an exception is shown by type and place. Its text is left out
-unless the system wrote it: model code likes to quote the value that it could not use.
+unless the system wrote it: model code likes to quote the value that it could not use. A line with
+`extra={"tell": True}` has it: an application's owner needs what its own code says.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _trace(record: logging.LogRecord) -> str:
     error: BaseException | None = record.exc_info[1]
     while error is not None and len(parts) < 8:
         frames = "".join(traceback.format_tb(error.__traceback__))
-        told = isinstance(error, _FROM_THE_SYSTEM)
+        told = isinstance(error, _FROM_THE_SYSTEM) or "tell" in record.__dict__
         text = f": {_cut(str(error), VALUE_LIMIT)}" if told else ""
         parts.append(f"{frames}{type(error).__qualname__}{text}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -16,7 +16,7 @@ from muelle.telemetry.exposition import render
 
 __all__ = ["OUTCOMES", "PROTOCOLS", "Counter", "Histogram", "VersionMetrics", "render"]
 
-PROTOCOLS = ("native", "v2")
+PROTOCOLS = ("native", "v2", "v2_grpc", "local", "generate", "generate_stream")
 OUTCOMES = (
     "ok",
     "bad_request",

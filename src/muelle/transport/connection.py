@@ -7,12 +7,6 @@ holds on both alike. Not for what a request means: `Site` decides who answers.
 from __future__ import annotations
 
 import asyncio
-import enum
-import fcntl
-import socket
-import struct
-import sys
-import termios
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -21,9 +15,13 @@ from typing import Protocol, cast
 from urllib.parse import unquote
 
 from muelle.config.sections import LimitsConfig
-from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.protocols.http import JSON, Answer, HttpRequest, StreamedAnswer
 from muelle.transport.chunks import ChunkDecoder, ChunkError
 from muelle.transport.heads import END, Head, HeadError, HeadReader
+from muelle.transport.http2.connection import Http2Connection
+from muelle.transport.http2.frames import PREFACE
+from muelle.transport.state import State, unix_peer, unsent_bytes
+from muelle.transport.streams import BodyStream
 
 STATUS_LINES = MappingProxyType(
     {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
@@ -32,8 +30,6 @@ FIXED_LINES = b"x-content-type-options: nosniff\r\n"
 """In every answer: a browser must not guess that JSON is a page."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER_S = 2.0
-_PEER = struct.Struct("3i")
-"""Linux's `struct ucred`: process, user, group."""
 MAX_PENDING_BYTES = 256 * 1024
 
 Reply = Callable[[Answer], None]
@@ -91,16 +87,8 @@ class Site(Protocol):
     def closed(self, connection: HttpConnection) -> None:
         """Count it out."""
 
-
-class State(enum.IntEnum):
-    """What a connection does now."""
-
-    IDLE = 0
-    HEAD = 1
-    BODY = 2
-    BUSY = 3
-    LINGER = 4
-    CLOSED = 5
+    def http2(self, loop: asyncio.AbstractEventLoop) -> Http2Connection:
+        """Return what takes over a connection that speaks HTTP/2."""
 
 
 IDLE, HEAD, BUSY = State.IDLE, State.HEAD, State.BUSY
@@ -114,6 +102,7 @@ class HttpConnection(asyncio.Protocol):
         "_body_bytes",
         "_cancel",
         "_chunks",
+        "_fresh",
         "_head",
         "_hot_block",
         "_hot_endpoint",
@@ -127,6 +116,7 @@ class HttpConnection(asyncio.Protocol):
         "_reading",
         "_request_id",
         "_site",
+        "_stream",
         "_transport",
         "_unsent_bytes",
         "since",
@@ -143,6 +133,8 @@ class HttpConnection(asyncio.Protocol):
         self._hot_endpoint: Endpoint | None = None
         self._hot_table: dict[bytes, Endpoint] | None = None
         self._number = 0
+        self._fresh = True
+        """Whether nothing was asked yet."""
         self._transport: asyncio.Transport | None = None
         self._peer: tuple[int, int] | None = None
         self._pending = b""
@@ -153,6 +145,7 @@ class HttpConnection(asyncio.Protocol):
         self._cancel: Cancel | None = None
         self._reading = True
         self._request_id = ""
+        self._stream: BodyStream | None = None
         self.state = State.IDLE
         self.since = time.monotonic()
         """When the present state began: for the sweeper."""
@@ -168,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
         # uvloop's transports have the interface without the base class.
         self._transport = cast(asyncio.Transport, transport)
         self.state = State.HEAD
-        self._peer = _unix_peer(transport)
+        self._peer = unix_peer(transport)
         if not self._site.opened(self):
             self._refuse(b"", 503, "too many connections; retry later")
 
@@ -193,12 +186,16 @@ class HttpConnection(asyncio.Protocol):
         """
         self.stalled_since = time.monotonic()
         if self._transport is not None:
-            self._unsent_bytes = _unsent_bytes(self._transport)
+            self._unsent_bytes = unsent_bytes(self._transport)
         self._pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
         self.stalled_since = None
+        if self.state is State.LINGER:
+            self.since = time.monotonic()  # What is left of a large answer has its time, too.
+        if self._stream is not None:
+            self._loop.call_soon(self._stream.resumed)
         self._loop.call_soon(self._go_on)
 
     def data_received(self, data: bytes) -> None:
@@ -247,6 +244,9 @@ class HttpConnection(asyncio.Protocol):
         block = self._pending + data if self._pending else data
         if block.startswith(b"\r\n"):
             block = block[2:]  # RFC 9112 2.2: one empty line before a request is ignored.
+        if block.startswith(b"P") and PREFACE.startswith(block[: len(PREFACE)]) and self._fresh:
+            self._other_version(block)
+            return
         end = block.find(END)
         try:
             if end < 0:
@@ -254,6 +254,7 @@ class HttpConnection(asyncio.Protocol):
                 self._pending = block
                 return
             self._pending = b""
+            self._fresh = False
             head = self._site.heads.read(block[: end + 4])
         except HeadError as exc:
             self._refuse(_path_of(block), exc.status, exc.message)
@@ -267,6 +268,21 @@ class HttpConnection(asyncio.Protocol):
                 self._hot_head = head
                 self._hot_size = end + 4 + head.content_length
         self._begin_body(head, block[end + 4 :])
+
+    def _other_version(self, block: bytes) -> None:
+        """The first bytes are those of HTTP/2: another connection takes over. (RFC 9113 3.4)"""
+        transport = self._transport
+        if len(block) < len(PREFACE) or transport is None:
+            self._pending = block
+            return
+        self._pending = b""
+        self.state = State.CLOSED
+        self._transport = None
+        self._site.closed(self)
+        successor = self._site.http2(self._loop)
+        transport.set_protocol(successor)
+        successor.connection_made(transport)
+        successor.data_received(block)
 
     def _begin_body(self, head: Head, rest: bytes) -> None:
         limits = self._site.limits
@@ -334,6 +350,7 @@ class HttpConnection(asyncio.Protocol):
             path = unquote(head.path.decode("latin-1"), errors="replace")
             request = HttpRequest(head.method, path, head.query, head.headers, body, request_id)
             request.peer = self._peer
+            request.client = self._client_address()
             cancel = site.begin(request, head.path, self.reply)
         if self.state is BUSY and self._number == number:
             self._cancel = cancel
@@ -378,9 +395,49 @@ class HttpConnection(asyncio.Protocol):
         transport, head = self._transport, self._head
         if transport is None or head is None or self.state is not State.BUSY:
             return
-        self._cancel = None
+        if isinstance(answer, StreamedAnswer):
+            self._reply_streamed(answer, head, transport)
+            return
         keep = head.keep_alive and not self._site.draining
         transport.write(self._render(answer, keep=keep, with_body=head.method != b"HEAD"))
+        self._answered(keep)
+
+    def _reply_streamed(
+        self, answer: StreamedAnswer, head: Head, transport: asyncio.Transport
+    ) -> None:
+        """Write the head; the body comes by and by. Until its end this connection is busy.
+
+        RFC 9112 6.3 and 7.1: a length that is known, else chunks, else the connection's end.
+        """
+        chunked = answer.length is None and not head.old
+        keep = head.keep_alive and not self._site.draining and not (head.old and not chunked)
+        if answer.length is not None:
+            framing = b"content-length: %d\r\n" % answer.length
+        else:
+            framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+        transport.write(self._render_head(answer, framing, keep=keep))
+        stream = BodyStream(
+            transport,
+            lags=self._lags,
+            ended=lambda: self._answered(keep),
+            with_body=head.method != b"HEAD",
+            chunked=chunked,
+            length=answer.length,
+        )
+        self._stream = stream
+        answer.begin(stream)
+
+    def _lags(self, n_bytes: int) -> bool:
+        """Whether the client lags behind a stream. So many bytes of it have just been written."""
+        if self.stalled_since is None:
+            return False
+        self._unsent_bytes += n_bytes  # They are not bytes that it failed to read.
+        return True
+
+    def _answered(self, keep: bool) -> None:
+        """An answer is out; wait for the next request, or for the client to leave."""
+        self._cancel = None
+        self._stream = None
         self._head = None
         if not keep:
             self._linger()
@@ -391,13 +448,18 @@ class HttpConnection(asyncio.Protocol):
             self._loop.call_soon(self._go_on)
 
     def _render(self, answer: Answer, *, keep: bool, with_body: bool) -> bytes:
-        body = answer.body
+        # RFC 9110 8.6: an answer that never has a body does not tell its length.
+        bodiless = answer.status in (204, 304)
+        framing = b"" if bodiless else b"content-length: %d\r\n" % len(answer.body)
+        head = self._render_head(answer, framing, keep=keep)
+        return head + answer.body if with_body and not bodiless else head
+
+    def _render_head(self, answer: Answer, framing: bytes, *, keep: bool) -> bytes:
         parts = [
             STATUS_LINES.get(answer.status) or b"HTTP/1.1 %d Unknown\r\n" % answer.status,
-            b"content-type: ",
-            answer.content_type,
-            b"\r\ncontent-length: %d\r\nx-request-id: %s\r\n"
-            % (len(body), self._request_id.encode()),
+            b"content-type: %s\r\n" % answer.content_type if answer.content_type else b"",
+            framing,
+            b"x-request-id: %s\r\n" % self._request_id.encode(),
             FIXED_LINES,
             self._site.date_line,
             answer.head_lines,
@@ -405,9 +467,13 @@ class HttpConnection(asyncio.Protocol):
         for name, value in answer.headers:
             parts.append(b"%s: %s\r\n" % (name, value))
         parts.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        if with_body:
-            parts.append(body)
         return b"".join(parts)
+
+    def _client_address(self) -> tuple[str, int] | None:
+        address = self._transport.get_extra_info("peername") if self._transport else None
+        if not isinstance(address, tuple) or len(address) < 2:
+            return None
+        return str(address[0]), int(address[1])
 
     def _go_on(self) -> None:
         """Take what was pipelined behind the request that has just been answered."""
@@ -471,7 +537,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self.stalled_since is not None and now - self.stalled_since > limits.write_stall_s:
             # A slow reader of a large answer goes on; the least rate is the one of bodies.
-            unsent = _unsent_bytes(transport)
+            unsent = unsent_bytes(transport)
             least = limits.body_rate_bytes_per_s * limits.write_stall_s
             if self._unsent_bytes - unsent < least:
                 transport.abort()
@@ -495,34 +561,11 @@ class HttpConnection(asyncio.Protocol):
                     path = self._head.path if self._head else b""
                     self._refuse(path, 408, "the body came too slowly")
             case State.LINGER:
-                if age > LINGER_S:
+                # While much still waits for a client that reads, the time above counts.
+                if self.stalled_since is None and age > LINGER_S:
                     transport.abort()
             case _:
                 pass
-
-
-def _unsent_bytes(transport: asyncio.Transport) -> int:
-    """Return what the client has not taken yet: bytes that lie here, and in the system's buffer.
-
-    The system takes more from us only when a third of its buffer, of megabytes, has become free.
-    """
-    size = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        size += int.from_bytes(
-            fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder
-        )
-    return size
-
-
-def _unix_peer(transport: asyncio.BaseTransport) -> tuple[int, int] | None:
-    """Return user and process id of the other end of a Unix socket, as the kernel says."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family != socket.AF_UNIX:
-        return None
-    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, _ = _PEER.unpack(found)
-    return uid, pid
 
 
 def _path_of(block: bytes) -> bytes:

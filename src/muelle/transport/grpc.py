@@ -1,4 +1,4 @@
-"""What the gRPC lane and its services say to each other. Not for frames: `transport.http2` has them.
+"""What the gRPC lane and its services say to each other. Not for frames: see `transport.http2`.
 
 A method is found by its path; each says who may call it, or it cannot be registered. Messages are
 serialized protobuf: a service reads and writes them with its own codec.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from muelle.protocols.http import Answer
 
 Role = Literal["infer", "view", "admin"]
 """Who may call: whoever asks for predictions, whoever looks, whoever changes what is served."""
@@ -45,15 +47,39 @@ class Call(Protocol):
     After `reply` or `finish`, and after the call was cancelled, everything here does nothing.
     """
 
-    path: bytes
-    metadata: Mapping[bytes, bytes]
-    """The caller's own header fields: lower-case names, repeated ones joined by `,`; what belongs
-    to HTTP/2 and gRPC themselves is left out. Values of `-bin` names are still base64."""
     deadline: float | None
     """When the caller stops waiting (monotonic seconds), None for never."""
-    request_id: str
-    peer: tuple[int, int] | None
-    """User and process id of who calls, over a Unix socket; None over TCP."""
+
+    @property
+    def path(self) -> bytes:
+        """The method's path."""
+
+    @property
+    def metadata(self) -> Mapping[bytes, bytes]:
+        """The caller's own header fields: lower-case names, repeated ones joined by `, `; what
+        belongs to HTTP/2 and gRPC themselves is left out. Values of `-bin` names are base64."""
+
+    @property
+    def request_id(self) -> str:
+        """What errors and logs name the request by."""
+
+    @property
+    def peer(self) -> tuple[int, int] | None:
+        """User and process id of who calls, over a Unix socket; None over TCP."""
+
+    # What hot endpoints want: the same call, as they see a connection.
+
+    def reply_plain(self, endpoint: Any, body: bytes, now: float) -> None:
+        """Send the one answer, written by a hot endpoint."""
+
+    def reply_ready(self, whole: bytes, n_numbers: int) -> None:
+        """The queue is full: refuse at the least cost."""
+
+    def reply_answer(self, answer: Answer) -> None:
+        """Send an endpoint's answer: its status is one of gRPC, its body the message or a text."""
+
+    def take_request_id(self) -> str:
+        """Return the request's id."""
 
     def reply(self, message: bytes, metadata: bytes = b"") -> None:
         """Send the one answer of a unary call, with status OK. `metadata` is a header block

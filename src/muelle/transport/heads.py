@@ -46,6 +46,7 @@ class Head:
         "is_prediction",
         "keep_alive",
         "method",
+        "old",
         "path",
         "plain",
         "query",
@@ -62,6 +63,7 @@ class Head:
         content_length: int,
         chunked: bool,
         keep_alive: bool,
+        old: bool = False,
     ) -> None:
         self.method = method
         self.path = path
@@ -72,6 +74,8 @@ class Head:
         self.content_length = content_length
         self.chunked = chunked
         self.keep_alive = keep_alive
+        self.old = old
+        """HTTP/1.0: an answer of unknown length cannot be chunked."""
         self.expect_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         self.is_prediction = method == b"POST" and b"content-encoding" not in headers
         """A hot endpoint may answer it; what is compressed takes the comfortable way."""
@@ -185,6 +189,7 @@ def _parse(block: bytes) -> Head:
         content_length=content_length,
         chunked=chunked,
         keep_alive=_keep_alive(version, headers),
+        old=version == "1.0",
     )
 
 

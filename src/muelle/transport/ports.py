@@ -68,7 +68,7 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
     """Return what a listener speaks TLS with: 1.2 at least. Raise ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         # A key with a password would ask for it on the terminal: a service has none.
         context.load_cert_chain(cert, key or None, password=lambda: b"")

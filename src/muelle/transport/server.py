@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
+from muelle.transport.asgi import AsgiHost
 from muelle.transport.connection import (
     FIXED_LINES,
     STATUS_LINES,
@@ -20,9 +21,12 @@ from muelle.transport.connection import (
     Endpoint,
     HttpConnection,
     Reply,
-    State,
 )
+from muelle.transport.grpc import Methods
 from muelle.transport.heads import HeadReader
+from muelle.transport.http2.blocks import header_block
+from muelle.transport.http2.connection import Http2Connection
+from muelle.transport.state import State
 
 SWEEP_S = 0.25
 BACKLOG = 2048
@@ -32,17 +36,14 @@ Direct = Callable[[], Answer]
 Refusal = Callable[[bytes, int, str, str], Answer]
 
 
-class Way(Protocol):
-    """Answers a request that nothing else took, not at once."""
+class Hosted(Protocol):
+    """An application of the user's beside our own endpoints."""
 
-    def begin(
-        self,
-        request: HttpRequest,
-        raw_path: bytes,
-        done: Callable[[Answer], None],
-        failed: Callable[[Exception], Answer],
-    ) -> Callable[[], None]:
-        """Begin; return what cancels it. `failed` makes the answer to an exception."""
+    def owns(self, path: str) -> bool:
+        """Whether a request for this (decoded) path is the application's."""
+
+    def begin(self, request: HttpRequest, raw_path: bytes, done: Reply) -> Cancel | None:
+        """Answer a request. Never raises."""
 
 
 class HttpServer:
@@ -52,27 +53,36 @@ class HttpServer:
         self,
         limits: LimitsConfig,
         *,
-        asgi: Way,
+        asgi: AsgiHost,
         direct: dict[bytes, Direct],
         refusal: Refusal,
         internal_error: Callable[[bytes, str], Answer],
         loop: asyncio.AbstractEventLoop,
+        hosted: Hosted | None = None,
+        root: str = "",
     ) -> None:
+        """`hosted` gets the paths that it owns; `root` is a folder in which our own endpoints are
+        found, too: where else, when it owns `/`."""
         self.limits = limits
         self.heads = HeadReader(limits)
         self.hot: dict[bytes, Endpoint] = {}
+        self.methods: Methods = {}
+        """The gRPC methods of this port, by path."""
         self.draining = False
         self.date_line = b""
         self.refusal = refusal
         self._asgi = asgi
         self._direct = direct
+        self._hosted = hosted
+        self._root = f"{root}/"
         self._internal_error = internal_error
         self._loop = loop
-        self._connections: set[HttpConnection] = set()
+        self._connections: set[HttpConnection | Http2Connection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._id_prefix = secrets.token_hex(4)
         self._id_count = 0
+        self._call_heads: dict[bytes, bytes] = {}
 
     # --- life ---
 
@@ -117,6 +127,11 @@ class HttpServer:
             if direct is not None:
                 done(direct())
                 return None
+        if self._hosted is not None and self._hosted.owns(request.path):
+            return self._hosted.begin(request, raw_path, done)
+        if len(self._root) > 1 and request.path.startswith(self._root):
+            # Nothing of ours tells its own address, so nothing has to know of the folder.
+            request.path = request.path[len(self._root) - 1 :]
         return self._asgi.begin(
             request,
             raw_path,
@@ -160,14 +175,35 @@ class HttpServer:
             )
         )
 
-    def opened(self, connection: HttpConnection) -> bool:
+    def opened(self, connection: HttpConnection | Http2Connection) -> bool:
         """Count a connection in. False: there are too many."""
         self._connections.add(connection)
         return len(self._connections) <= self.limits.connections
 
-    def closed(self, connection: HttpConnection) -> None:
+    def closed(self, connection: HttpConnection | Http2Connection) -> None:
         """Count it out."""
         self._connections.discard(connection)
+
+    def http2(self, loop: asyncio.AbstractEventLoop) -> Http2Connection:
+        """Return what takes over a connection that speaks HTTP/2."""
+        return Http2Connection(self, loop)
+
+    def date_field(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the date as a header field."""
+        name, _, value = self.date_line.strip().partition(b": ")
+        return ((name, value),) if name else ()
+
+    def call_head(self, head_lines: bytes) -> bytes:
+        """Return, as a header block, what of an endpoint's header lines goes into calls: the
+        digest. (Model and version are in the messages.)"""
+        block = self._call_heads.get(head_lines)
+        if block is None:
+            fields = (line.partition(b": ") for line in head_lines.split(b"\r\n"))
+            block = header_block([(n, v) for n, _, v in fields if n == b"muelle-digest" and v])
+            if len(self._call_heads) > 1024:
+                self._call_heads.clear()
+            self._call_heads[head_lines] = block
+        return block
 
     @property
     def n_connections(self) -> int:
