@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from muelle.core.errors import BadRequest, ErrorCode, MuelleError
 from muelle.core.request import BatchOutput, Buffer, InferRequest, InferResponse
 from muelle.core.signature import row_bytes
 from muelle.protocols import native, v2
 from muelle.protocols.http import JSON, Answer, HttpRequest
+from muelle.protocols.v2_binary import V2BinaryPlain
 from muelle.scheduling.jobs import RUNNING, SETTLED, WAITING, Job
 from muelle.telemetry.metrics import VersionMetrics
 from muelle.workers.pool import WorkerPool
@@ -252,7 +253,7 @@ class PredictEndpoint:
     def deliver(self, job: HotJob, result: InferResponse | Exception) -> None:
         """Settle a hot job the usual way: decode it again with the whole codec, which can tell."""
         connection = job.connection
-        request = HttpRequest(b"POST", "", b"", {}, job.body, connection.take_request_id())
+        request = self._request_of(job)
         if isinstance(result, InferResponse):
             try:
                 wire = self._codec.decode(request)
@@ -262,6 +263,9 @@ class PredictEndpoint:
                 self._finish(request, wire, result, connection.reply, job.arrived)
                 return
         connection.reply(self._error(result, request, job.arrived))
+
+    def _request_of(self, job: HotJob) -> HttpRequest:
+        return HttpRequest(b"POST", "", b"", {}, job.body, job.connection.take_request_id())
 
     def leave(self, job: HotJob) -> None:
         """A client left before its answer."""
@@ -333,6 +337,66 @@ class PredictEndpoint:
         answer = self._codec.encode_error(error, request.request_id)
         answer.head_lines = self.head_lines
         return answer
+
+
+class BinaryJob(HotJob):
+    """A plain request with binary data."""
+
+    __slots__ = ("json_bytes",)
+
+    json_bytes: int
+
+
+class BinaryEndpoint(PredictEndpoint):
+    """Answers v2 requests with binary data: the hot way of their own, the general way of v2."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        binary: V2BinaryPlain,
+        pool: WorkerPool,
+        metrics: VersionMetrics,
+        now: Callable[[], float],
+        digest: str,
+    ) -> None:
+        super().__init__(codec, None, pool, metrics, now, digest)
+        self._binary = binary if binary.usable and pool.takes_plain_rows else None
+        self._plain = cast(PlainCodec, binary)  # Its rows are all that is asked of it.
+
+    def refresh(self, make_head: Callable[[Answer, bytes], bytes], id_prefix: str) -> None:
+        """Make the heads anew: an answer has a JSON part of a length that never changes."""
+        super().refresh(make_head, id_prefix)
+        if self._binary is not None:
+            around = self._binary.answer
+            plain = Answer(200, around.content_type, b"", around.headers)
+            plain.head_lines = self.head_lines
+            self.hot_head = make_head(plain, b"%d")
+
+    def take(self, connection: Any, body: bytes) -> HotJob | bool | None:
+        """Queue a plain one-row request. False: not plain, or not possible now; ask `begin`."""
+        binary = self._binary
+        if binary is None:
+            return False
+        if self._pool.is_full:
+            connection.reply_ready(self._shed, self._shed_numbers)
+            self._overloaded.add()
+            return None
+        json_bytes = connection.json_bytes
+        columns = binary.read(body, json_bytes)
+        if columns is None or self._pool.state != "READY":
+            return False
+        job = BinaryJob(self, connection, body, columns, self._now())
+        job.json_bytes = json_bytes
+        try:
+            self._pool.enqueue(job)
+        except MuelleError:
+            return False
+        return job
+
+    def _request_of(self, job: HotJob) -> HttpRequest:
+        assert isinstance(job, BinaryJob)
+        headers = {b"inference-header-content-length": b"%d" % job.json_bytes}
+        return HttpRequest(b"POST", "", b"", headers, job.body, job.connection.take_request_id())
 
 
 def _apply_timeout(wire: InferRequest, wanted_ms: bytes) -> None:

@@ -79,6 +79,7 @@ class InferenceService:
                 if "native" in served.endpoints:
                     paths[f"/{prefix}/predict".encode()] = served.endpoints["native"]
                     paths[f"/v2/{prefix}/infer".encode()] = served.endpoints["v2"]
+                    paths[f"/v2/{prefix}/infer\0binary".encode()] = served.endpoints["v2_binary"]
                     for last in ("generate", "generate_stream"):
                         paths[f"/v2/{prefix}/{last}".encode()] = served.endpoints[last]
         return paths

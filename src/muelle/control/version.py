@@ -19,12 +19,21 @@ from muelle.core.events import Listener
 from muelle.core.records import VersionRecord
 from muelle.core.signature import Signature, made_up_example
 from muelle.core.status import VersionState, VersionStatus
-from muelle.endpoints import Codec, LocalV2, NativeHttp, PlainCodec, PredictEndpoint, V2Http
+from muelle.endpoints import (
+    BinaryEndpoint,
+    Codec,
+    LocalV2,
+    NativeHttp,
+    PlainCodec,
+    PredictEndpoint,
+    V2Http,
+)
 from muelle.generate import GenerateEndpoint, GenerateHttp, GenerateStreamHttp
 from muelle.lifecycle.compare import compare_answers
 from muelle.protocols.native import NativeCodec
 from muelle.protocols.native_plain import NativePlain
 from muelle.protocols.v2 import V2Codec
+from muelle.protocols.v2_binary import V2BinaryPlain
 from muelle.protocols.v2_generate import GenerateCodec
 from muelle.protocols.v2_grpc import GrpcCodec, GrpcPlain, GrpcStreamCodec
 from muelle.protocols.v2_plain import V2Plain
@@ -250,6 +259,7 @@ class LiveVersion:
         rest = (pool, self.metrics, time.monotonic, self.digest)
         return MappingProxyType(
             {key: PredictEndpoint(codec, plain, *rest) for key, codec, plain in named}
+            | {"v2_binary": BinaryEndpoint(V2Http(v2_codec), V2BinaryPlain(v2_codec), *rest)}
             | {
                 codec.protocol: GenerateEndpoint(codec, *rest)
                 for codec in (GenerateHttp(generate), GenerateStreamHttp(generate))

@@ -29,6 +29,7 @@ STATUS_LINES = MappingProxyType(
 FIXED_LINES = b"x-content-type-options: nosniff\r\n"
 """In every answer: a browser must not guess that JSON is a page."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+BINARY_SUFFIX = b"\0binary"
 LINGER_S = 2.0
 MAX_PENDING_BYTES = 256 * 1024
 
@@ -259,8 +260,10 @@ class HttpConnection(asyncio.Protocol):
         except HeadError as exc:
             self._refuse(_path_of(block), exc.status, exc.message)
             return
-        if head.plain:
-            endpoint = self._site.hot.get(head.path)
+        if head.plain or head.json_bytes:
+            # No path has a NUL: the endpoint for binary data cannot be asked for by name.
+            path = head.path if head.plain else head.path + BINARY_SUFFIX
+            endpoint = self._site.hot.get(path)
             if endpoint is not None:
                 self._hot_table = self._site.hot
                 self._hot_endpoint = endpoint
@@ -354,6 +357,11 @@ class HttpConnection(asyncio.Protocol):
             cancel = site.begin(request, head.path, self.reply)
         if self.state is BUSY and self._number == number:
             self._cancel = cancel
+
+    @property
+    def json_bytes(self) -> int:
+        """Length of the JSON part of the body under way."""
+        return self._head.json_bytes if self._head is not None else 0
 
     def take_request_id(self) -> str:
         """Give the request under way an id, for an answer that is not plain."""

@@ -19,7 +19,7 @@ MAX_CACHED_HEADS = 2048
 SECRET_HEADERS = (b"authorization", b"cookie", b"proxy-authorization", b"x-api-key")
 
 
-UNUSUAL_HEADERS = (b"expect", b"x-request-id", b"timeout-ms", b"inference-header-content-length")
+UNUSUAL_HEADERS = (b"expect", b"x-request-id", b"timeout-ms")
 """Headers that change how a prediction is read or answered."""
 MAX_PLAIN_BODY = 64 * 1024
 """Larger bodies do not come in one piece anyway."""
@@ -44,6 +44,7 @@ class Head:
         "expect_continue",
         "headers",
         "is_prediction",
+        "json_bytes",
         "keep_alive",
         "method",
         "old",
@@ -81,11 +82,22 @@ class Head:
         """A hot endpoint may answer it; what is compressed takes the comfortable way."""
         self.request_id = _own_request_id(headers)
         """The caller's own request id, empty when there is none that can be echoed."""
-        self.plain = (
+        json_bytes = headers.get(b"inference-header-content-length", b"")
+        self.json_bytes = 0
+        """Length of the JSON part of a body with binary data behind it, when nothing else about
+        the request is unusual; else 0."""
+        usual = (
             self.is_prediction
             and keep_alive
-            and not (chunked or query or content_length > MAX_PLAIN_BODY)
+            and not (chunked or query)
             and not any(name in headers for name in UNUSUAL_HEADERS)
+        )
+        if usual and json_bytes.isdigit() and len(json_bytes) <= 9:
+            self.json_bytes = int(json_bytes)
+        self.plain = (
+            usual
+            and not json_bytes
+            and content_length <= MAX_PLAIN_BODY
             and headers.get(b"content-type", JSON).partition(b";")[0].strip().lower() == JSON
             and headers.get(b"accept", b"*/*") in (b"*/*", JSON)
         )
