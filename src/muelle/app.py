@@ -74,14 +74,15 @@ def serve(config: ServeConfig, listener: Listener) -> int:
     for problem in source.problems():
         log.warning("%s", problem)
     tls = _tls(config)
-    sock = _bind(config)
+    socks = _bind(config)
     try:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(config, source, sock, listener, tls).run())
+            return runner.run(Server(config, source, socks, listener, tls).run())
     finally:
-        sock.close()
+        for sock in socks:
+            sock.close()
         if config.listen.unix_socket:
             Path(config.listen.unix_socket).unlink(missing_ok=True)
 
@@ -93,10 +94,20 @@ def _tls(config: ServeConfig) -> ssl.SSLContext | None:
     return tls_context(listen.tls_cert, listen.tls_key) if listen.tls_cert else None
 
 
-def _bind(config: ServeConfig) -> socket.socket:
-    if config.listen.unix_socket:
-        return bind_unix_or_explain(Path(config.listen.unix_socket))
-    return bind_or_explain(config.listen.host, config.listen.port)
+def _bind(config: ServeConfig) -> list[socket.socket]:
+    """Return the sockets to listen on, the main one first."""
+    listen = config.listen
+    if listen.unix_socket:
+        socks = [bind_unix_or_explain(Path(listen.unix_socket))]
+    else:
+        socks = [bind_or_explain(listen.host, listen.port)]
+    try:
+        if listen.grpc_port:
+            socks.append(bind_or_explain(listen.host, listen.grpc_port))
+    except BaseException:
+        socks[0].close()
+        raise
+    return socks
 
 
 class Server:
@@ -106,14 +117,15 @@ class Server:
         self,
         config: ServeConfig,
         source: Source,
-        sock: socket.socket,
+        socks: list[socket.socket],
         listener: Listener,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tls = tls
         self._config = config
         self._source = source
-        self._sock = sock
+        self._sock = socks[0]
+        self._socks = socks
         self._listener = listener
         self._ended = asyncio.Event()
         self._interrupts = 0
@@ -162,7 +174,8 @@ class Server:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        await self.http.start(self._sock, self._tls)
+        for sock in self._socks:
+            await self.http.start(sock, self._tls)
         self.management.url = self._url()
         await self.admin.start()
         loading = loop.create_task(self._load(doors))

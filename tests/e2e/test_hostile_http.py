@@ -112,13 +112,12 @@ def head(*lines: str, path: str = PATH, method: str = "POST") -> bytes:
         (b"GET http://other/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     ],
     ids=[
         "no Host", "two Hosts", "CL and TE", "CL twice", "CL with sign", "other TE",
         "chunk extension", "chunk with bare LF", "negative chunk", "folded line", "bare LF",
         "no length", "too large", "chunk too large", "long line", "20,000 headers",
-        "101 headers", "absolute target", "HTTP/3.0", "TLS hello", "HTTP/2 preface",
+        "101 headers", "absolute target", "HTTP/3.0", "TLS hello",
     ],
 )  # fmt: skip
 def test_what_is_not_clean_http_is_refused(served: Served, data: bytes, status: int) -> None:

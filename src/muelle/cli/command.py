@@ -16,6 +16,7 @@ _FORMS: dict[str, tuple[list[str], str]] = {
     "listen.host": (["--host"], "ADDRESS"),
     "listen.port": (["-p", "--port"], "PORT"),
     "listen.unix_socket": (["--unix-socket"], "PATH"),
+    "listen.grpc_port": (["--grpc-port"], "PORT"),
     "listen.tls_cert": (["--tls-cert"], "FILE"),
     "listen.tls_key": (["--tls-key"], "FILE"),
     "name": (["--name"], "NAME"),

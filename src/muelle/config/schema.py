@@ -22,6 +22,7 @@ ALIASES = {
     "host": "listen.host",
     "port": "listen.port",
     "unix_socket": "listen.unix_socket",
+    "grpc_port": "listen.grpc_port",
     "tls_cert": "listen.tls_cert",
     "tls_key": "listen.tls_key",
     "max_batch_size": "batching.max_batch_size",

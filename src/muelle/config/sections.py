@@ -22,6 +22,9 @@ class ListenConfig(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     unix_socket: str = ""
     """Path of a Unix socket to listen on, in place of host and port."""
+    grpc_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """One more port, for gRPC clients that expect one of their own; 0 for none. (The port speaks
+    HTTP as well, as the other one speaks gRPC.)"""
     tls_cert: str = ""
     """File with the server's certificate and those that it was issued by (PEM); "" for no TLS."""
     tls_key: str = ""

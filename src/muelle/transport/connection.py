@@ -244,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
         block = self._pending + data if self._pending else data
         if block.startswith(b"\r\n"):
             block = block[2:]  # RFC 9112 2.2: one empty line before a request is ignored.
-        if block.startswith(b"PRI ") or (len(block) < 4 and PREFACE.startswith(block)):
+        if block.startswith(b"P") and PREFACE.startswith(block[: len(PREFACE)]) and self._fresh:
             self._other_version(block)
             return
         end = block.find(END)
@@ -272,11 +272,8 @@ class HttpConnection(asyncio.Protocol):
     def _other_version(self, block: bytes) -> None:
         """The first bytes are those of HTTP/2: another connection takes over. (RFC 9113 3.4)"""
         transport = self._transport
-        if len(block) < 4 or transport is None:
+        if len(block) < len(PREFACE) or transport is None:
             self._pending = block
-            return
-        if not self._fresh:
-            self._refuse(b"", 400, "HTTP/2 begins with a connection's first bytes")
             return
         self._pending = b""
         self.state = State.CLOSED

@@ -188,6 +188,11 @@ class HttpServer:
         """Return what takes over a connection that speaks HTTP/2."""
         return Http2Connection(self, loop)
 
+    def date_field(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the date as a header field."""
+        name, _, value = self.date_line.strip().partition(b": ")
+        return ((name, value),) if name else ()
+
     def call_head(self, head_lines: bytes) -> bytes:
         """Return, as a header block, what of an endpoint's header lines goes into calls: the
         digest. (Model and version are in the messages.)"""

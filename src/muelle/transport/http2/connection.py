@@ -71,6 +71,9 @@ class Site(Protocol):
     def closed(self, connection: Http2Connection) -> None:
         """Count it out."""
 
+    def date_field(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the date as a header field."""
+
     def call_head(self, head_lines: bytes) -> bytes:
         """Return, as a header block, what of an endpoint's header lines goes into calls."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,6 +23,8 @@ from muelle.transport.http2.messages import BadMessage, MessageReader, pack, unp
 if TYPE_CHECKING:
     from muelle.transport.http2.connection import Http2Connection
 
+COPY_BELOW = 65_536
+"""Larger answers are written where they lie, smaller ones in one piece with their frames."""
 COMPRESS_FROM = 256
 """Smaller messages only grow."""
 
@@ -133,6 +136,7 @@ class Http2Stream:
             or n > connection.send_window
             or self.head.encoding != b"identity"
             or connection.paused
+            or n > COPY_BELOW
         ):
             self._send_head(metadata)
             self._queue(message)
@@ -358,6 +362,7 @@ class Http2Stream:
             (b"content-length", b"%d" % len(answer.body)),
             (b"x-request-id", self.request_id.encode()),
             (b"x-content-type-options", b"nosniff"),
+            *self.connection.site.date_field(),
             *((name.lower(), value) for name, value in answer.all_headers()),
         ]
         status = b"%d" % answer.status if answer.status in _STATUSES else b"500"
@@ -452,5 +457,6 @@ class Http2Stream:
 _STATUSES = frozenset(s.value for s in HTTPStatus)
 
 
+@lru_cache(maxsize=256)
 def _head_start(n_metadata: int) -> bytes:
     return f.frame_head(len(_GRPC_HEAD) + n_metadata, f.HEADERS, f.END_HEADERS, 0)[:5]
