@@ -67,7 +67,9 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python -m compileall -q src
 	@command -v wrk >/dev/null || { echo "make: wrk is missing; run: sudo apt-get install wrk"; exit 1; }
-	$(BIN)/python bench/run.py $(BENCH_ARGS)
+	@command -v h2load >/dev/null || { echo "make: h2load is missing; run: sudo apt-get install nghttp2-client"; exit 1; }
+	$(BIN)/python -m bench.run $(BENCH_ARGS)
+	$(BIN)/python -m bench.grpc $(BENCH_ARGS)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) -m hypothesis -q --timeout 1800 --hypothesis-profile=fuzz tests

@@ -104,14 +104,25 @@ class ServerProcess:
             before = now
 
     def stop(self) -> int:
-        """End it with SIGTERM, or with SIGKILL after ten seconds. Return its exit status."""
+        """End it with SIGTERM, or with SIGKILL after ten seconds. Return its exit status.
+
+        Descendants that it leaves behind are killed: some servers forget theirs.
+        """
+        below = {pid: started_at(pid) for pid in self.tree()[1:]}
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-        return self._process.wait()
+        status = self._process.wait()
+        for pid, begun in below.items():
+            if begun and started_at(pid) == begun:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        return status
 
 
 def tree_of(root: int) -> list[int]:
@@ -130,6 +141,12 @@ def cpu_s_of(pid: int) -> float:
     """Return user and system seconds of a process and of its ended children, 0 when it is gone."""
     fields = _stat_of(pid)
     return sum(int(f) for f in fields[11:15]) / TICKS_PER_S if fields else 0.0
+
+
+def started_at(pid: int) -> int:
+    """Return when a process started, in ticks since boot, 0 when it is gone: ids are used again."""
+    fields = _stat_of(pid)
+    return int(fields[19]) if fields and fields[0] != "Z" else 0
 
 
 def rss_mb(pid: int) -> float:

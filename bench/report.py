@@ -70,7 +70,7 @@ class Report:
 
     def markdown(self) -> str:
         """Return the tables."""
-        parts = [_machine_text(self), _promise_table(self.promises())]
+        parts = [_machine_text(self), promise_table(self.promises())]
         parts += [_model_table(r) for r in self.results.values()]
         parts.append(_cost_table(self))
         return "\n\n".join(p for p in parts if p) + "\n"
@@ -160,7 +160,8 @@ def _memory(result: ModelResult | None) -> list[Promise]:
 # --- Markdown ---
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -175,9 +176,12 @@ def _machine_text(report: Report) -> str:
     )
 
 
-def _promise_table(promises: Sequence[Promise]) -> str:
+def promise_table(promises: Sequence[Promise]) -> str:
+    """Return the budgets as a Markdown table, "" when there are none."""
+    if not promises:
+        return ""
     rows = [(p.figure, p.must, p.measured, "yes" if p.kept else "**no**") for p in promises]
-    return _table(("figure", "must reach", "measured", "kept"), rows)
+    return table(("figure", "must reach", "measured", "kept"), rows)
 
 
 def _model_table(result: ModelResult) -> str:
@@ -192,21 +196,21 @@ def _model_table(result: ModelResult) -> str:
                 (
                     str(connections),
                     peer,
-                    _number(statistics.median(rps)),
-                    f"{_number(min(rps))} – {_number(max(rps))}",
+                    number(statistics.median(rps)),
+                    f"{number(min(rps))} – {number(max(rps))}",
                     f"{result.median(connections, peer, 'p50_ms'):.3g}",
                     f"{result.median(connections, peer, 'p99_ms'):.3g}",
-                    _number(result.median(connections, peer, "cpu_us_per_request")),
+                    number(result.median(connections, peer, "cpu_us_per_request")),
                     str(sum(r.points[peer].failed for r in rounds)),
                     f"{max(r.points[peer].others_share for r in rounds):.0%}",
                     f"{result.ratio(connections, 'rps'):.2f}" if peer == "muelle" else "1",
                 )
             )
     forms = ", ".join(f"{peer}: {form}" for peer, form in result.forms.items())
-    loop = ", ".join(f"{_number(v)} at {k}" for k, v in result.loop_rates.items())
+    loop = ", ".join(f"{number(v)} at {k}" for k, v in result.loop_rates.items())
     text = f"**{result.model}** ({forms}; {result.n_checked} answers checked by value before)"
     below = f"Bare loop, rows/s by batch size: {loop}.{_shares(result)}"
-    return "\n\n".join((text, _table(head, rows), below))
+    return "\n\n".join((text, table(head, rows), below))
 
 
 def _shares(result: ModelResult) -> str:
@@ -238,10 +242,10 @@ def _cost_table(report: Report) -> str:
     for result in report.results.values():
         for name, mb in result.memory_mb.items():
             rows.append((f"{result.model}: {name}, resident", f"{mb:.0f} MB"))
-    return _table(("cost", "measured"), rows) if rows else ""
+    return table(("cost", "measured"), rows) if rows else ""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits are what such a measurement can carry."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from muelle.protocols.http import Answer
+from muelle.protocols.http import Answer, StreamedAnswer
 from muelle.transport.grpc import Cancel, Method, Status, Stream
 from muelle.transport.http2 import frames as f
 from muelle.transport.http2.blocks import RequestHead, header_block
@@ -33,6 +32,8 @@ _TRAILERS_OK = header_block([(b"grpc-status", b"0")])
 _HEAD_A = f.frame_head(len(_GRPC_HEAD), f.HEADERS, f.END_HEADERS, 0)[:5]
 _TRAILER_A = f.frame_head(len(_TRAILERS_OK), f.HEADERS, f.END_HEADERS | f.END_STREAM, 0)[:5]
 ACCEPT_ENCODING = header_block([(b"grpc-accept-encoding", b"identity,deflate,gzip")])
+LAG_BYTES = 256 * 1024
+"""What may lie here of a streamed body before its writer has to wait."""
 SLOW_TEXT = "the message came too slowly"
 
 
@@ -45,6 +46,7 @@ class Http2Stream:
         "_head_sent",
         "_outbox",
         "_request_id",
+        "_sink",
         "_trailers",
         "began",
         "cancelled",
@@ -98,6 +100,7 @@ class Http2Stream:
         self._cancel: Cancel | None = None
         self._body: list[bytes] | None = None
         self._request_id = ""
+        self._sink: Http2Body | None = None
 
     # --- transport.grpc.Call ---
 
@@ -357,23 +360,57 @@ class Http2Stream:
         if self.ended:
             return
         with_body = self.head.method != b"HEAD"
-        fields = [
-            (b"content-type", answer.content_type),
-            (b"content-length", b"%d" % len(answer.body)),
+        streamed = isinstance(answer, StreamedAnswer)
+        bodiless = answer.status in (204, 304)
+        length = answer.length if isinstance(answer, StreamedAnswer) else len(answer.body)
+        fields = [(b":status", b"%d" % answer.status)]
+        if answer.content_type:
+            fields.append((b"content-type", answer.content_type))
+        if length is not None and not bodiless:
+            fields.append((b"content-length", b"%d" % length))
+        fields += (
             (b"x-request-id", self.request_id.encode()),
             (b"x-content-type-options", b"nosniff"),
             *self.connection.site.date_field(),
             *((name.lower(), value) for name, value in answer.all_headers()),
-        ]
-        status = b"%d" % answer.status if answer.status in _STATUSES else b"500"
-        block = header_block([(b":status", status), *fields])
+        )
+        block = header_block(fields)
         self._head_sent = True
-        if not answer.body or not with_body:
+        if bodiless or not with_body or not (streamed or answer.body):
             self._end(block)
+            if isinstance(answer, StreamedAnswer):
+                answer.begin(_Unread())
             return
         self.connection.write(f.frame(f.HEADERS, f.END_HEADERS, self.id, block))
+        if isinstance(answer, StreamedAnswer):
+            self._sink = Http2Body(self, answer.length)
+            leave, before = answer.leave, self._cancel
+            if before is None:
+                self._cancel = leave
+            answer.begin(self._sink)
+            return
         self._append(memoryview(answer.body))
         self._end(b"")
+
+    def append(self, chunk: bytes) -> bool:
+        """Send a piece of a body. False: the peer lags behind."""
+        self._append(memoryview(chunk))
+        return self.outbox_bytes <= LAG_BYTES
+
+    def end_body(self) -> None:
+        """The body is whole."""
+        if self._outbox:
+            self._end(b"")
+            return
+        # Its last piece is out: an empty frame says that it was the last.
+        self.ended = True
+        self.connection.write(f.frame(f.DATA, f.END_STREAM, self.id))
+        self._over()
+
+    def break_off(self) -> None:
+        """The body will never be whole: the peer must see that."""
+        if not self.ended:
+            self.connection.reset(self, f.ErrorCode.INTERNAL_ERROR)
 
     def _send_head(self, metadata: bytes) -> None:
         if self._head_sent:
@@ -440,6 +477,8 @@ class Http2Stream:
             connection.write(f.frame_head(size, f.DATA, flags, self.id))
             for part in parts:
                 connection.write(part)
+        if self._sink is not None and not self.ended and self.outbox_bytes <= LAG_BYTES // 2:
+            self._sink.caught_up()
         if self.ended:
             if self._trailers:
                 flags = f.END_HEADERS | f.END_STREAM
@@ -454,7 +493,64 @@ class Http2Stream:
         self.connection.over(self)
 
 
-_STATUSES = frozenset(s.value for s in HTTPStatus)
+class Http2Body:
+    """The body of a streamed answer. Implements `protocols.http.BodySink`."""
+
+    def __init__(self, stream: Http2Stream, length: int | None) -> None:
+        self.resumed: Callable[[], None] = _nothing
+        self._stream = stream
+        self._left = length
+        self._lags = False
+
+    def write(self, chunk: bytes) -> bool:
+        """Send a piece. False: the client lags behind, so wait for `resumed`."""
+        if not chunk or self._stream.ended:
+            return True
+        if self._left is not None:
+            if len(chunk) > self._left:
+                self.abort()
+                return True
+            self._left -= len(chunk)
+        self._lags = not self._stream.append(chunk)
+        return not self._lags
+
+    def end(self) -> None:
+        """The body is whole. One that is shorter than announced is broken off instead."""
+        if self._left:
+            self.abort()
+        elif not self._stream.ended:
+            self._stream.end_body()
+
+    def abort(self) -> None:
+        """It will never be whole."""
+        self._stream.break_off()
+
+    def caught_up(self) -> None:
+        """The peer has read what lay here."""
+        if self._lags:
+            self._lags = False
+            self.resumed()
+
+
+class _Unread:
+    """Takes a body that nobody asked for (the answer to HEAD)."""
+
+    def __init__(self) -> None:
+        self.resumed: Callable[[], None] = _nothing
+
+    def write(self, chunk: bytes) -> bool:
+        """Drop it."""
+        return True
+
+    def end(self) -> None:
+        """Nothing to end."""
+
+    def abort(self) -> None:
+        """Nothing to break off."""
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 @lru_cache(maxsize=256)
