@@ -104,6 +104,8 @@ class HeadReader:
         self._max_bytes = max_bytes
         self._max_count = max_count
         self._known: dict[bytes, RequestHead] = {}
+        self.epoch = 0
+        """Changes with the table: what was known of a block before holds no longer."""
 
     def read(self, block: bytes) -> RequestHead:
         """Return a request's head. Raise Malformed, TooLargeHead, or ConnectionFault."""
@@ -115,6 +117,10 @@ class HeadReader:
             self._known[block] = head
         return head
 
+    def known(self, block: bytes) -> RequestHead | None:
+        """Return a head that was read before and still means the same."""
+        return self._known.get(block)
+
     def fields(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Decode a block. Raise TooLargeHead or ConnectionFault."""
         try:
@@ -125,6 +131,7 @@ class HeadReader:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block") from exc
         if touches_table(block):
             self._known.clear()
+            self.epoch += 1
         size = sum(len(name) + len(value) + 32 for name, value in found)
         if size > self._max_bytes or len(found) > self._max_count:
             raise TooLargeHead(f"{len(found)} header fields of {size} bytes")

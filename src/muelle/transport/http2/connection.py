@@ -15,19 +15,19 @@ from urllib.parse import unquote
 
 from muelle.config.sections import LimitsConfig
 from muelle.protocols.http import Answer, HttpRequest
-from muelle.transport.grpc import Methods, Status
+from muelle.transport.grpc import Method, Methods, Status
 from muelle.transport.http2 import frames as f
 from muelle.transport.http2.blocks import (
     HeadReader,
     Malformed,
+    RequestHead,
     TooLargeHead,
     header_block,
 )
 from muelle.transport.http2.frames import ConnectionFault, ErrorCode
-from muelle.transport.http2.streams import SLOW_TEXT, Http2Stream
+from muelle.transport.http2.streams import SLOW_TEXT, STREAM_WINDOW, Http2Stream
 from muelle.transport.state import State, unix_peer, unsent_bytes
 
-STREAM_WINDOW = 1024 * 1024
 CONNECTION_WINDOW = 16 * 1024 * 1024
 OUR_FRAME_SIZE = 1024 * 1024
 MAX_STREAMS = 256
@@ -78,6 +78,47 @@ class Site(Protocol):
         """Return, as a header block, what of an endpoint's header lines goes into calls."""
 
 
+class _Hot:
+    """A call that came before: what its bytes have around its contents."""
+
+    __slots__ = (
+        "block",
+        "data_at",
+        "data_bytes",
+        "data_start",
+        "epoch",
+        "head",
+        "method",
+        "prefix",
+        "size",
+        "start",
+        "unary",
+    )
+
+    def __init__(
+        self,
+        data: bytes,
+        block: bytes,
+        data_at: int,
+        data_bytes: int,
+        head: RequestHead,
+        method: Method,
+        epoch: int,
+    ) -> None:
+        assert method.unary is not None
+        self.start = data[:5]
+        self.block = block
+        self.data_at = data_at
+        self.data_bytes = data_bytes
+        self.data_start = data[data_at : data_at + 5]
+        self.prefix = data[data_at + 9 : data_at + 14]
+        self.size = data_at + 9 + data_bytes
+        self.head = head
+        self.method = method
+        self.unary = method.unary
+        self.epoch = epoch
+
+
 class Http2Connection(asyncio.Protocol):
     """Owned by its transport; used on the event loop's thread only."""
 
@@ -87,7 +128,6 @@ class Http2Connection(asyncio.Protocol):
         self.paused = False
         self.peer_frame_size = f.LEAST_FRAME_SIZE
         self.send_window = f.DEFAULT_WINDOW
-        self.stream_window = STREAM_WINDOW
         self.message_limit = site.limits.body_bytes
         self.state = State.HEAD
         self.since = time.monotonic()
@@ -99,8 +139,10 @@ class Http2Connection(asyncio.Protocol):
         self._streams: dict[int, Http2Stream] = {}
         self._blocked: dict[int, Http2Stream] = {}
         """Streams whose answers wait for a window, in order."""
+        self._hot: _Hot | None = None
+        self._hot_tries = 64
         self._last_stream = 0
-        self._peer_window = f.DEFAULT_WINDOW
+        self.peer_window = f.DEFAULT_WINDOW
         """The initial window of the peer's streams, for what we send."""
         self._received = 0
         """Bytes of DATA since the connection's window was last given back."""
@@ -125,7 +167,7 @@ class Http2Connection(asyncio.Protocol):
         self._goaway_sent = 0
         """0: none, 1: told that the end is near, 2: told which stream is the last."""
         self._pinged_at: float | None = None
-        self._heard_at = self.since
+        self.heard_at = self.since
         self._stalled_since: float | None = None
         self._unsent = 0
 
@@ -181,15 +223,88 @@ class Http2Connection(asyncio.Protocol):
         """Take bytes."""
         if self.state >= State.LINGER:
             return
-        self._heard_at = time.monotonic()
+        self.heard_at = time.monotonic()
         try:
-            self._take(data)
+            hot = self._hot
+            at = self._take_hot(hot, data) if hot is not None and data[:5] == hot.start else 0
+            if at < len(data):
+                self._take(data[at:] if at else data)
         except ConnectionFault as exc:
             self._end(exc.code, str(exc))
         if self._out:
             self._flush()
 
     # --- frames in ---
+
+    def _take_hot(self, hot: _Hot, data: bytes) -> int:
+        """Begin the calls at the front of some bytes that repeat a known one but for its contents.
+
+        Return where they end: the rest goes the general way, which knows every form.
+        """
+        at, end, size = 0, len(data), hot.size
+        if (
+            self._buffer
+            or self._data_left
+            or self._block_stream
+            or self._goaway_sent == 2
+            or hot.epoch != self._heads.epoch
+        ):
+            return 0
+        while end - at >= size and data[at : at + 5] == hot.start:
+            data_at = at + hot.data_at
+            name = data[at + 5 : at + 9]
+            number = int.from_bytes(name, "big")
+            if (
+                not data.startswith(hot.block, at + 9)
+                or data[data_at : data_at + 5] != hot.data_start
+                or data[data_at + 5 : data_at + 9] != name
+                or not data.startswith(hot.prefix, data_at + 9)
+                or number <= self._last_stream
+                or not number & 1
+                or len(self._streams) >= MAX_STREAMS
+                or self._open_window < hot.data_bytes
+            ):
+                break
+            self._last_stream = number
+            self._count_data(hot.data_bytes)
+            stream = self._streams[number] = Http2Stream(self, number, hot.head)
+            stream.method = hot.method
+            stream.remote_closed = True
+            at += size
+            cancel = hot.unary(stream, data[data_at + 14 : at])
+            if not stream.ended:
+                stream.set_cancel(cancel)
+        if at:
+            self.state = State.BUSY if self._streams else State.IDLE
+        return at
+
+    def _learn_hot(self, data: bytes) -> None:
+        """Remember a call that came whole in one piece, whose block touches no table."""
+        high, low, kind, flags, _ = f.HEAD.unpack_from(data)
+        length = high << 8 | low
+        data_at = 9 + length
+        if kind != f.HEADERS or flags != f.END_HEADERS or len(data) < data_at + 14:
+            return
+        block = data[9:data_at]
+        head = self._heads.known(block)
+        method = self.site.methods.get(head.path) if head is not None else None
+        high, low, kind, flags, _ = f.HEAD.unpack_from(data, data_at)
+        length = high << 8 | low
+        if (
+            head is None
+            or method is None
+            or method.unary is None
+            or kind != f.DATA
+            or flags != f.END_STREAM
+            or length < 5
+            or length > STREAM_WINDOW
+            or not head.is_grpc
+            or head.method != b"POST"
+            or head.timeout_s is not None
+            or data[data_at + 9 : data_at + 14] != (length - 5).to_bytes(5, "big")
+        ):
+            return
+        self._hot = _Hot(data, block, data_at, length, head, method, self._heads.epoch)
 
     def _take(self, data: bytes) -> None:
         if self._buffer:
@@ -285,14 +400,7 @@ class Http2Connection(asyncio.Protocol):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
             start += 1
             left = length - 1
-        self._open_window -= length
-        if self._open_window < 0:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window")
-        self._received += length
-        if self._received >= CONNECTION_WINDOW // 2:
-            self.write(f.window_update(0, self._received))
-            self._open_window += self._received
-            self._received = 0
+        self._count_data(length)
         stream = self._streams.get(number)
         ends = bool(flags & f.END_STREAM)
         if stream is None or stream.remote_closed:
@@ -312,6 +420,9 @@ class Http2Connection(asyncio.Protocol):
                 stop = start + left
                 prefix = (left - 5).to_bytes(5, "big")
                 if data.startswith(prefix, start):
+                    if self._hot_tries and data[3] == f.HEADERS:
+                        self._hot_tries -= 1
+                        self._learn_hot(data)
                     stream.call_whole(data[start + 5 : stop])
                     return stop
         self._data_stream, self._data_id = stream, number
@@ -319,6 +430,17 @@ class Http2Connection(asyncio.Protocol):
         if not left:
             self._data_over()
         return start
+
+    def _count_data(self, length: int) -> None:
+        """Count DATA against the connection's window, and give it back now and then."""
+        self._open_window -= length
+        if self._open_window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window")
+        self._received += length
+        if self._received >= CONNECTION_WINDOW // 2:
+            self.write(f.window_update(0, self._received))
+            self._open_window += self._received
+            self._received = 0
 
     def _data_without_stream(self, number: int, stream: Http2Stream | None) -> None:
         if number > self._last_stream or not number & 1:
@@ -419,9 +541,6 @@ class Http2Connection(asyncio.Protocol):
             self._trailers(number, block, ends)
             return
         self._last_stream = number
-        stream = Http2Stream(self, number, self._peer_window)
-        stream.remote_closed = ends
-        stream.began = self._heard_at
         if self._goaway_sent == 2 or len(self._streams) >= MAX_STREAMS:
             # Decoded all the same: the table must stay what the peer thinks it is.
             self._skip_block(block)
@@ -434,11 +553,13 @@ class Http2Connection(asyncio.Protocol):
             self._spend(4)
             self.write(f.rst_stream(number, ErrorCode.PROTOCOL_ERROR))
             return
-        except TooLargeHead as exc:
+        except TooLargeHead:
             self._spend(4)
-            self._too_large(stream, str(exc))
+            self._too_large(number, ends)
             return
-        stream.head = head
+        stream = Http2Stream(self, number, head)
+        if ends:
+            stream.remote_closed = True
         self._streams[number] = stream
         self.state = State.BUSY
         if head.is_grpc:
@@ -468,13 +589,12 @@ class Http2Connection(asyncio.Protocol):
             return
         stream.end_of_request()
 
-    def _too_large(self, stream: Http2Stream, text: str) -> None:
+    def _too_large(self, number: int, ends: bool) -> None:
         """Answer 431 without having read the head."""
         block = header_block([(b":status", b"431"), (b"content-length", b"0")])
-        flags = f.END_HEADERS | f.END_STREAM
-        self.write(f.frame(f.HEADERS, flags, stream.id, block))
-        if not stream.remote_closed:
-            self.write(f.rst_stream(stream.id, ErrorCode.NO_ERROR))
+        self.write(f.frame(f.HEADERS, f.END_HEADERS | f.END_STREAM, number, block))
+        if not ends:
+            self.write(f.rst_stream(number, ErrorCode.NO_ERROR))
 
     # --- requests ---
 
@@ -501,7 +621,8 @@ class Http2Connection(asyncio.Protocol):
         request = HttpRequest(head.method, path, query, headers, body, stream.request_id)
         request.peer = self.peer
         cancel = self.site.begin(request, raw_path, stream.answer_http)
-        stream.set_cancel(cancel)
+        if not stream.ended:
+            stream.set_cancel(cancel)
 
     def _refuse(self, stream: Http2Stream, status: int, text: str) -> None:
         answer = self.site.refusal(stream.head.path, status, text, stream.request_id)
@@ -521,8 +642,8 @@ class Http2Connection(asyncio.Protocol):
         self._saw_settings = True
         for key, value in f.read_settings(payload):
             if key == f.INITIAL_WINDOW_SIZE:
-                self._move_windows(value - self._peer_window)
-                self._peer_window = value
+                self._move_windows(value - self.peer_window)
+                self.peer_window = value
             elif key == f.MAX_FRAME_SIZE:
                 self.peer_frame_size = value
         self.write(f.frame(f.SETTINGS, f.ACK, 0))
@@ -611,6 +732,16 @@ class Http2Connection(asyncio.Protocol):
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
+    def write_last(self, stream: Http2Stream, data: bytes) -> None:
+        """Write a whole answer. At once, when no other stream could add to it this turn."""
+        transport = self._transport
+        if len(self._streams) > 1 or self._out or transport is None:
+            self.write(data)
+        else:
+            self._budget += len(data) * BUDGET_PER_BYTE
+            transport.write(data)
+        self.over(stream)
+
     def send_data(self, stream: Http2Stream) -> None:
         """A stream has something to send, or has come to its end."""
         if stream.id in self._blocked:
@@ -620,6 +751,8 @@ class Http2Connection(asyncio.Protocol):
 
     def over(self, stream: Http2Stream) -> None:
         """A stream's answer is out."""
+        stream.ended = True
+        stream.set_cancel(None)
         self._streams.pop(stream.id, None)
         self._blocked.pop(stream.id, None)
         if not stream.remote_closed:
@@ -724,7 +857,7 @@ class Http2Connection(asyncio.Protocol):
                 return
             self._stalled_since, self._unsent = now, unsent
         if not self._saw_settings or self._block_stream:
-            if now - self._heard_at > limits.header_s or (
+            if now - self.heard_at > limits.header_s or (
                 not self._saw_settings and now - self.since > limits.header_s
             ):
                 self._end(ErrorCode.PROTOCOL_ERROR, "no whole head in time")
@@ -777,11 +910,11 @@ class Http2Connection(asyncio.Protocol):
     def _keep_alive(self, now: float) -> None:
         """A peer that says nothing is asked whether it is there."""
         if self._pinged_at is not None:
-            if self._heard_at >= self._pinged_at:
+            if self.heard_at >= self._pinged_at:
                 self._pinged_at = None
             elif now - self._pinged_at > PING_TIMEOUT_S:
                 self.abort()
-        elif now - self._heard_at > self.site.limits.idle_s and not self.paused:
+        elif now - self.heard_at > self.site.limits.idle_s and not self.paused:
             self._pinged_at = now
             self.write(f.frame(f.PING, 0, 0, OUR_PING))
 

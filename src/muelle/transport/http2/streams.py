@@ -22,6 +22,7 @@ from muelle.transport.http2.messages import BadMessage, MessageReader, pack, unp
 if TYPE_CHECKING:
     from muelle.transport.http2.connection import Http2Connection
 
+STREAM_WINDOW = 1024 * 1024
 COPY_BELOW = 65_536
 """Larger answers are written where they lie, smaller ones in one piece with their frames."""
 COMPRESS_FROM = 256
@@ -29,7 +30,6 @@ COMPRESS_FROM = 256
 
 _GRPC_HEAD = b"\x88" + header_block([(b"content-type", b"application/grpc")])
 _TRAILERS_OK = header_block([(b"grpc-status", b"0")])
-_HEAD_A = f.frame_head(len(_GRPC_HEAD), f.HEADERS, f.END_HEADERS, 0)[:5]
 _TRAILER_A = f.frame_head(len(_TRAILERS_OK), f.HEADERS, f.END_HEADERS | f.END_STREAM, 0)[:5]
 ACCEPT_ENCODING = header_block([(b"grpc-accept-encoding", b"identity,deflate,gzip")])
 LAG_BYTES = 256 * 1024
@@ -40,67 +40,40 @@ SLOW_TEXT = "the message came too slowly"
 class Http2Stream:
     """One request and its answer. Used on the event loop's thread only."""
 
-    __slots__ = (
-        "_body",
-        "_cancel",
-        "_head_sent",
-        "_outbox",
-        "_request_id",
-        "_sink",
-        "_trailers",
-        "began",
-        "cancelled",
-        "connection",
-        "deadline",
-        "ended",
-        "granted",
-        "head",
-        "held",
-        "id",
-        "method",
-        "outbox_bytes",
-        "reader",
-        "remote_closed",
-        "send_window",
-        "service",
-        "slow_since",
-        "unread_bytes",
-        "unread_since",
-        "waiting",
-    )
+    # What most calls never touch stands here once: making a stream is a part of each call's cost.
+    method: Method | None = None
+    service: Stream | None = None
+    reader: MessageReader | None = None
+    held = False
+    remote_closed = False
+    ended = False
+    """Whether our side is finished: nothing more is accepted from a service."""
+    cancelled = False
+    deadline: float | None = None
+    slow_since = 0.0
+    """When the present message began to come; 0 between messages."""
+    unread_bytes = 0
+    """What lay here of the answers when it last changed, and since when."""
+    unread_since = 0.0
+    waiting: deque[bytes] | None = None
+    """Messages that came while the service held the call."""
+    outbox_bytes = 0
+    _outbox: deque[memoryview] | None = None
+    _trailers = b""
+    _head_sent = False
+    _cancel: Cancel | None = None
+    _body: list[bytes] | None = None
+    _request_id = ""
+    _sink: Http2Body | None = None
 
-    def __init__(self, connection: Http2Connection, id: int, send_window: int) -> None:
+    def __init__(self, connection: Http2Connection, id: int, head: RequestHead) -> None:
         self.connection = connection
         self.id = id
-        self.head: RequestHead
-        self.method: Method | None = None
-        self.service: Stream | None = None
-        self.reader: MessageReader | None = None
-        self.send_window = send_window
-        self.granted = connection.stream_window
+        self.head = head
+        self.send_window = connection.peer_window
+        self.granted = STREAM_WINDOW
         """What the peer may still send before it needs a WINDOW_UPDATE."""
-        self.held = False
-        self.remote_closed = False
-        self.ended = False
-        """Whether our side is finished: nothing more is accepted from a service."""
-        self.cancelled = False
-        self.deadline: float | None = None
-        self.began = 0.0
-        self.slow_since = 0.0
-        """When the present message began to come; 0 between messages."""
-        self.unread_bytes = 0
-        """What lay here of the answers when it last changed, and since when."""
-        self.unread_since = 0.0
-        self.waiting: deque[bytes] | None = None
-        """Messages that came while the service held the call."""
-        self._outbox: deque[memoryview] = deque()
-        self.outbox_bytes = 0
-        self._trailers = b""
-        self._head_sent = False
-        self._cancel: Cancel | None = None
-        self._body: list[bytes] | None = None
-        self._request_id = ""
-        self._sink: Http2Body | None = None
+        self.began = connection.heard_at
 
     # --- transport.grpc.Call ---
 
@@ -145,30 +118,27 @@ class Http2Stream:
             self._queue(message)
             self._end(_TRAILERS_OK)
             return
-        self.send_window -= n
         connection.send_window -= n
         stream = self.id.to_bytes(4, "big")
-        head = _HEAD_A if not metadata else _head_start(len(metadata))
-        connection.write(
+        connection.write_last(
+            self,
             b"".join(
                 (
-                    head,
+                    _head_start(len(metadata)),
                     stream,
                     _GRPC_HEAD,
                     metadata,
                     n.to_bytes(3, "big"),
                     b"\0\0",
                     stream,
-                    b"\0",
-                    (n - 5).to_bytes(4, "big"),
+                    (n - 5).to_bytes(5, "big"),
                     message,
                     _TRAILER_A,
                     stream,
                     _TRAILERS_OK,
                 )
-            )
+            ),
         )
-        self._over()
 
     def send(self, message: bytes) -> None:
         """Send one of several answers."""
@@ -342,7 +312,7 @@ class Http2Stream:
         cancel, self._cancel = self._cancel, None
         service, self.service = self.service, None
         self.waiting = None
-        self._outbox.clear()
+        self._outbox = None
         if cancel is not None:
             cancel()
         if service is not None:
@@ -350,8 +320,7 @@ class Http2Stream:
 
     def set_cancel(self, cancel: Cancel | None) -> None:
         """Say what to call when the caller leaves."""
-        if not self.ended:
-            self._cancel = cancel
+        self._cancel = cancel
 
     # --- what goes out ---
 
@@ -438,6 +407,8 @@ class Http2Stream:
             self._append(memoryview(message))
 
     def _append(self, view: memoryview) -> None:
+        if self._outbox is None:
+            self._outbox = deque()
         self._outbox.append(view)
         self.outbox_bytes += len(view)
         self.connection.send_data(self)
@@ -487,9 +458,6 @@ class Http2Stream:
         return False
 
     def _over(self) -> None:
-        self.ended = True
-        self._cancel = None
-        self.service = None
         self.connection.over(self)
 
 
