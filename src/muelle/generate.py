@@ -208,6 +208,7 @@ class Events(_Replies):
         if self._ahead + len(self._kept) > AHEAD_BYTES:
             if self._sink is not None:
                 self._sink.abort()
+                self._sink = None
             raise Cancelled("the client reads more slowly than the model answers")
 
     def _finish(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from muelle.core.errors import (
@@ -28,6 +29,17 @@ from muelle.routing.table import RouteTable
 _PREDICT = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 _GENERATE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(generate(?:_stream)?)\Z")
+
+_HOT_PATHS = MappingProxyType(
+    {
+        "native": "/{}/predict",
+        "v2": "/v2/{}/infer",
+        "v2_binary": "/v2/{}/infer\0binary",
+        "generate": "/v2/{}/generate",
+        "generate_stream": "/v2/{}/generate_stream",
+    }
+)
+"""Where each protocol of HTTP is found, below a model or one of its versions."""
 
 
 class Endpoint(Protocol):
@@ -76,12 +88,9 @@ class InferenceService:
             if route.front is not None:
                 places.append((f"models/{name}", route.front))
             for prefix, served in places:
-                if "native" in served.endpoints:
-                    paths[f"/{prefix}/predict".encode()] = served.endpoints["native"]
-                    paths[f"/v2/{prefix}/infer".encode()] = served.endpoints["v2"]
-                    paths[f"/v2/{prefix}/infer\0binary".encode()] = served.endpoints["v2_binary"]
-                    for last in ("generate", "generate_stream"):
-                        paths[f"/v2/{prefix}/{last}".encode()] = served.endpoints[last]
+                for protocol, endpoint in served.endpoints.items():
+                    if (path := _HOT_PATHS.get(protocol)) is not None:
+                        paths[path.format(prefix).encode()] = endpoint
         return paths
 
     async def answer(self, request: HttpRequest) -> Answer:

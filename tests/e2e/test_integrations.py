@@ -181,6 +181,16 @@ def test_answers_are_the_models_own(host: Host) -> None:
     assert in_parallel([by_native, by_v2, by_own] * 8) == [wanted] * 24
 
 
+def test_generate_below_the_prefix(host: Host) -> None:
+    """Once, and as events."""
+    body = {"X": [value for row in ROWS for value in row]}
+    status, answer = host.ask("POST", "/ml/v2/models/flowers/generate", body)
+    assert (status, answer["label"]) == (200, expected())
+    status, events = host.ask("POST", "/ml/v2/models/flowers/generate_stream", body)
+    assert status == 200
+    assert json.loads(events.removeprefix(b"data: ")) == answer
+
+
 def test_errors_have_the_protocols_form(host: Host) -> None:
     """Below the prefix, too, v2 says `error` and the native API a problem with its details."""
     status, answer = host.ask("POST", "/ml/v2/models/nope/infer", {})

@@ -77,7 +77,7 @@ def test_no_made_up_request_breaks_the_document(served: Served, tmp_path: Path) 
     url = f"http://127.0.0.1:{served.port}/openapi.json"
     done = run_schemathesis(url, tmp_path, examples=10, seed=1, limit_s=110)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
-    assert "20 selected / 20 total" in done.stdout
+    assert "24 selected / 24 total" in done.stdout
 
 
 def test_the_checks_see_a_document_that_lies(served: Served, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def describe(
             for path, operation, made in (
                 _native(model, version, address, identifier, json_nan),
                 _v2(model, version, address, identifier),
+                *_generate(model, version, address, identifier),
             ):
                 paths[path] = {"post": operation}
                 component_schemas |= made
@@ -202,6 +203,38 @@ def _v2(model: ModelStatus, version: VersionStatus, address: str, name: str) -> 
     }
     made = {request: schemas.v2_request(signature), response: schemas.v2_response(signature)}
     return f"/v2/{address}/infer", operation, made
+
+
+def _generate(
+    model: ModelStatus, version: VersionStatus, address: str, name: str
+) -> Iterator[Operation]:
+    signature = _signature(version)
+    if schemas.has_halves((*signature.inputs, *signature.outputs)):
+        return
+    request, response = f"{name}.generate.request", f"{name}.generate.response"
+    made = {
+        request: schemas.generate_request(signature),
+        response: schemas.generate_response(signature),
+    }
+    events: dict[str, Any] = {"text/event-stream": {}}  # OpenAPI 3.1 has no words for one event.
+    for last, operation_id, text, content, form in (
+        ("generate", "generate", "Generate with", _json(response), "v2_error"),
+        ("generate_stream", "stream", "Generate a stream with", events, "v2_event"),
+    ):
+        statuses = (400, 404, 406, 408, 413, 415, 431, 500, 503, 504)
+        operation = {
+            "operationId": f"{operation_id}_{name}",
+            "tags": [model.name],
+            "summary": f"{text} {model.name}" + _which(model, version, address),
+            "description": _signature_text(signature),
+            "parameters": [_parameter("timeout")],
+            "requestBody": {"required": True, "content": _json(request)},
+            "responses": {
+                "200": _ok("The output tensors by name", content, predicted=True),
+                **_errors(form, statuses),
+            },
+        }
+        yield f"/v2/{address}/{last}", operation, made
 
 
 def _signature(version: VersionStatus) -> Signature:
@@ -394,14 +427,17 @@ def _closed(**properties: Schema) -> Schema:
 
 
 def _responses() -> dict[str, Any]:
-    forms = (("problem", PROBLEM, "Problem"), ("v2_error", JSON, "V2Error"))
+    error = {JSON: {"schema": _schema("V2Error")}}
+    forms = (
+        ("problem", {PROBLEM: {"schema": _schema("Problem")}}),
+        ("v2_error", error),
+        # Once the model was asked for a stream, an error is an event, too.
+        ("v2_event", {**error, "text/event-stream": {}}),
+    )
     made: dict[str, Any] = {}
-    for form, content_type, schema in forms:
+    for form, content in forms:
         for status, text in _ERRORS.items():
-            response: dict[str, Any] = {
-                "description": text,
-                "content": {content_type: {"schema": _schema(schema)}},
-            }
+            response: dict[str, Any] = {"description": text, "content": content}
             if status == 503:
                 response["headers"] = {
                     "Retry-After": {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from muelle.core.signature import Signature, TensorSpec
-from muelle.core.tensor import DATATYPES
+from muelle.core.tensor import DATATYPES, element_count
 from muelle.protocols.native import JsonNan
 from muelle.protocols.native_answers import class_text
 
@@ -243,6 +243,40 @@ def v2_response(signature: Signature) -> Schema:
         },
         ["model_name", "model_version", "outputs"],
     )
+
+
+def generate_request(signature: Signature) -> Schema:
+    """Return the flat body of the generate extension: inputs by name, and parameters."""
+    inputs = {s.name: _described(_flat(s), s) for s in signature.inputs}
+    return {
+        "type": "object",
+        "required": [s.name for s in signature.inputs if not s.optional],
+        "properties": {"id": {"type": "string"}, "parameters": {"type": "object"}} | inputs,
+        "additionalProperties": {"type": ["string", "number", "boolean"]},
+    }
+
+
+def generate_response(signature: Signature) -> Schema:
+    """Return the flat answer of the generate extension."""
+    names: dict[str, Schema] = {
+        name: {"type": "string"} for name in ("id", "model_name", "model_version")
+    }
+    outputs: dict[str, Schema] = {
+        s.name: {"description": f"{s.describe()}, flat; one element stands alone"}
+        for s in signature.outputs
+    }
+    return {"type": "object", "properties": names | outputs, "required": list(outputs)}
+
+
+def _flat(spec: TensorSpec) -> Schema:
+    """Return one value, or a flat array in row-major order."""
+    leaf = element(spec, native=False)
+    array: Schema = {"type": "array", "items": leaf}
+    if -1 in spec.shape:
+        return {"anyOf": [leaf, array | {"minItems": 1}]}
+    count = element_count(spec.shape)
+    array |= {"minItems": count, "maxItems": count}
+    return {"anyOf": [leaf, array]} if count == 1 else array
 
 
 def _v2_input(spec: TensorSpec, has_rows: bool) -> Schema:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from muelle.apps.channel import Channel
@@ -85,7 +84,6 @@ class AppLink:
         self._doors = doors
         self._loop = loop
         self._ping: asyncio.TimerHandle | None = None
-        self._takes: dict[type[Frame], Callable[[object], None]] = {}
         limit = hello.predict_limit_bytes + HEAD_BYTES
         self._channel = Channel(process.sock, FrameReader(FromApp, limit), self._take, self._ended)
         self._channel.send(hello)

@@ -124,6 +124,7 @@ class _Outgoing:
         self._begun = False
         self._over = False
         self._sink: BodySink | None = None
+        self._attached = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
@@ -142,7 +143,8 @@ class _Outgoing:
             if not self._begun:
                 self._begun = True
                 self._done(_streamed(self._start, self._attach))
-            # The client may have left just now: then this task is about to be cancelled.
+            # Whose client has left attaches nothing: then this task is about to be cancelled.
+            await self._attached.wait()
             if self._sink is not None and piece and not self._sink.write(piece):
                 self._room.clear()
             await self._room.wait()
@@ -169,6 +171,7 @@ class _Outgoing:
     def _attach(self, sink: BodySink) -> None:
         self._sink = sink
         sink.resumed = self._room.set
+        self._attached.set()
 
     def _end(self) -> None:
         self._over = True

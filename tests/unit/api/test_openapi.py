@@ -47,6 +47,14 @@ def test_one_operation_per_model_version_and_protocol(document: dict[str, Any]) 
             *("half", "image.net", "iris", "scalar"),
         )
     }
+    for last in ("/generate", "/generate_stream"):
+        generates = {path for path in document["paths"] if path.endswith(last)}
+        # JSON cannot carry half floats, and generate knows nothing else.
+        assert generates == {
+            path.removesuffix("/infer") + last
+            for path in predicts
+            if path.endswith("/infer") and "half" not in path
+        }
 
 
 def test_operation_ids_are_unique_identifiers() -> None:
